@@ -1,4 +1,12 @@
 //! Devices that execute the kernels in `kernels/`: a GPU through cudarc, or a CPU through the emulator.
 
+pub mod arguments;
+mod device;
 pub mod driver;
 pub mod kernel;
+pub mod recorder;
+
+pub use arguments::{Argument, View};
+pub use device::Gpu;
+pub use driver::{Driver, Launch, Matmul};
+pub use kernel::{Module, Source};
