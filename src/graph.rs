@@ -157,7 +157,7 @@ impl Graph {
         if matches!(info.origin, Origin::View { .. }) || !is_contiguous(&info.spec.shape, &info.strides) {
             return Err(bad("a contiguous tensor".into()));
         }
-        if columns.end > width || columns.is_empty() || heads == 0 || columns.len() % heads != 0 {
+        if columns.end > width || columns.is_empty() || heads == 0 || !columns.len().is_multiple_of(heads) {
             return Err(bad(format!("columns {columns:?} that divide into {heads} heads")));
         }
         let head_dim = columns.len() / heads;

@@ -58,7 +58,7 @@ pub trait Real:
     fn mul_add(self, a: Self, b: Self) -> Self;
     /// The larger; NaN if either is NaN (unlike `f32::max`), so that NaN is never hidden.
     fn maximum(self, other: Self) -> Self {
-        if self > other || self != self { self } else { other }
+        if self > other || self.is_nan() { self } else { other }
     }
     /// Whether NaN.
     fn is_nan(self) -> bool;

@@ -1,5 +1,6 @@
 //! The ops. To add one: its `NAME.rs` here, its `kernels/NAME.cu`, and the two lines that list it below.
 
+pub mod attention;
 pub mod copy;
 pub mod matmul;
 
