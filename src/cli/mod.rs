@@ -1,0 +1,4 @@
+//! The commands.
+
+pub mod devices;
+pub mod kernels;
