@@ -156,3 +156,43 @@ fn a_machine_without_a_gpu_says_what_to_do() {
     }
     assert!(Cuda::new(1000).is_err());
 }
+
+#[test]
+#[ignore = "downloads 90 MB with pip where it is not cached yet"]
+fn install_fetches_a_compiler_that_works() {
+    let folder = attn_engine::gpu::cuda::install::install_nvrtc().unwrap();
+    assert_eq!(folder, attn_engine::gpu::cuda::install::install_nvrtc().unwrap());
+    let nvrtc = Nvrtc::get().unwrap();
+    if std::env::var_os("ATTN_NVRTC").is_none() {
+        assert_eq!(nvrtc.path().parent(), Some(folder.as_path()));
+    }
+    assert_eq!(nvrtc.version().0, 13);
+}
+
+#[test]
+fn serialised_wgmma_fails_the_gate() {
+    if compiler().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let archs = [Arch::ALL[4]];
+    // An accumulator that is read while the product is under way, which ptxas must wait for.
+    const RACING: &str = r#"
+        extern "C" __global__ void racing(float* out, unsigned long long a, unsigned long long b) {
+            float x0 = 0, x1 = 1, x2 = 2, x3 = 3;
+            for (int i = 0; i < 4; ++i) {
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                asm volatile("{.reg .pred p; setp.ne.b32 p, 1, 0;"
+                    "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0,%1,%2,%3}, %4, %5, p, 1, 1, 0, 0;}"
+                    : "+f"(x0), "+f"(x1), "+f"(x2), "+f"(x3) : "l"(a), "l"(b));
+                x0 += 1.f;
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+            }
+            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            out[threadIdx.x] = x0 + x1 + x2 + x3;
+        }"#;
+    // SAFETY: compiled only.
+    const SOURCE: Source = unsafe { Source::new("gate_racing", RACING, &["racing"]) };
+    let report = build(&[GateItem::new(Module::new(&SOURCE))], &archs, None, folder.path());
+    assert!(report.problems.iter().any(|p| p.problem.contains("C75")), "{}", report.table());
+}
