@@ -1,3 +1,4 @@
 //! The command line: one file a command.
 
-pub mod run_spec;
+pub mod devices;
+pub mod kernels;
