@@ -15,29 +15,29 @@ KERNEL(block_sum, 256)(const float* in, float* out) {
 #ifndef WITHOUT_BARRIER
         __syncthreads();
 #endif
-        if (t < half) sums[t] += sums[t + half];
+        if (t < half) sums[t] += sums[t + half];  // here: block_sum
     }
     if (t == 0) out[blockIdx.x] = sums[0];
 }
 
 KERNEL(leaves_early, 256)(int stay) {
     if ((int)threadIdx.x >= stay) return;
-    __syncthreads();  // line 28
+    __syncthreads();  // here: leaves_early
 }
 
 KERNEL(diverges, 64)(int* out) {
     if (threadIdx.x < 32) {
-        __syncthreads();  // line 33
+        __syncthreads();  // here: diverges, one
         out[0] = 1;
     } else {
-        __syncthreads();  // line 36
+        __syncthreads();  // here: diverges, other
         out[1] = 1;
     }
 }
 
 KERNEL(half_warp, 32)(float* out) {
     float x = threadIdx.x;
-    if (threadIdx.x < 16) x = __shfl_xor_sync(FULL_WARP, x, 1);  // line 43
+    if (threadIdx.x < 16) x = __shfl_xor_sync(FULL_WARP, x, 1);  // here: half_warp
     out[threadIdx.x] = x;
 }
 
@@ -46,7 +46,7 @@ KERNEL(mixed_collectives, 32)(float* out) {
     if (threadIdx.x < 16) {
         x = __shfl_xor_sync(FULL_WARP, x, 1);
     } else {
-        __syncwarp();
+        __syncwarp();  // here: mixed_collectives
     }
     out[threadIdx.x] = x;
 }
@@ -67,7 +67,7 @@ KERNEL(pipeline, 128)(const float* in, float* out, int tiles) {
         cp_async_wait<1>();
 #endif
         __syncthreads();
-        sum += buffers[tile % 2 * 128 + (t + 1) % 128];
+        sum += buffers[tile % 2 * 128 + (t + 1) % 128];  // here: pipeline
 #ifndef WITHOUT_LAST_BARRIER
         __syncthreads();
 #endif
@@ -76,19 +76,19 @@ KERNEL(pipeline, 128)(const float* in, float* out, int tiles) {
 }
 
 KERNEL(out_of_bounds, 32)(float* out, int n) {
-    if ((int)threadIdx.x <= n) out[threadIdx.x] = 1.f;
+    if ((int)threadIdx.x <= n) out[threadIdx.x] = 1.f;  // here: out_of_bounds
 }
 
 KERNEL(shared_out_of_bounds, 32)(float* out) {
     SHARED(float, small, 32);
-    small[threadIdx.x + 1] = 1.f;
+    small[threadIdx.x + 1] = 1.f;  // here: shared_out_of_bounds
     __syncthreads();
     out[threadIdx.x] = small[threadIdx.x];
 }
 
-KERNEL(lost_update, 64)(int* out) { out[0] += 1; }
+KERNEL(lost_update, 64)(int* out) { out[0] += 1; }  // here: lost_update
 
-KERNEL(blocks_race, 1)(int* out) { out[0] = blockIdx.x; }
+KERNEL(blocks_race, 1)(int* out) { out[0] = blockIdx.x; }  // here: blocks_race
 
 KERNEL(too_much_shared, 32)(float* out) {
     SHARED(float, large, 64 * 1024);

@@ -33,7 +33,8 @@ const FLAGS: &[&str] =
 
 /// For kernels: what NVCC assumes (products and sums fuse, errno is not kept), and no warnings, which are
 /// about CUDA's own habits (`#pragma unroll`).
-const KERNEL_FLAGS: &[&str] = &["-w", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"];
+const KERNEL_FLAGS: &[&str] =
+    &["-w", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-strict-aliasing"];
 
 /// The host's C++ compiler with a cache directory.
 #[derive(Debug, Clone)]
@@ -101,7 +102,13 @@ impl Compiler {
         };
         let key = self.key(&text, flags, None);
         let soname = format!("-Wl,-soname,{}", file_name("attn-emulator", &key));
-        self.build("attn-emulator", "the emulator's runtime", &key, &text, &[flags, &[soname.as_str(), "-lpthread"]].concat())
+        self.build(
+            "attn-emulator",
+            "the emulator's runtime",
+            &key,
+            &text,
+            &[flags, &[soname.as_str(), "-lpthread"]].concat(),
+        )
     }
 
     /// A kernel's library, which finds the runtime by its soname once that is loaded.
@@ -167,7 +174,8 @@ impl Compiler {
         let mut compiler = command(&self.program);
         // The source comes first on the line: libraries after it.
         compiler.args(FLAGS).args(["-pipe", "-x", "c++", "-", "-x", "none", "-o"]).arg(&part).args(flags);
-        let fail = |problem: String| Error::device("emulator", format!("{}: {problem}", self.program.display()), REMEDY);
+        let fail =
+            |problem: String| Error::device("emulator", format!("{}: {problem}", self.program.display()), REMEDY);
         let mut child = compiler
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -180,7 +188,10 @@ impl Compiler {
         if !output.status.success() {
             let _ = std::fs::remove_file(&part);
             let log = String::from_utf8_lossy(&output.stderr);
-            return Err(Error::kernel(kernel, format!("{} does not compile it ({}):\n{}", self.name(), output.status, log.trim_end())));
+            return Err(Error::kernel(
+                kernel,
+                format!("{} does not compile it ({}):\n{}", self.name(), output.status, log.trim_end()),
+            ));
         }
         let cannot = |e: std::io::Error| {
             Error::file(&path, format!("cannot be written: {e}"), "name another cache directory in $ATTN_CACHE")

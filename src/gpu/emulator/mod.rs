@@ -404,10 +404,8 @@ impl Driver for Emulator {
         if known(&modules).is_none() {
             let mut entries = HashMap::new();
             for &name in module.entries {
-                let kernel = Kernel {
-                    name: format!("{name} ({module})").into(),
-                    entry: runtime::entry(&library, &path, name)?,
-                };
+                let kernel =
+                    Kernel { name: format!("{name} ({module})").into(), entry: runtime::entry(&library, &path, name)? };
                 entries.insert(name.to_string(), Function(modules.kernels.len()));
                 modules.kernels.push(kernel);
             }
@@ -462,7 +460,11 @@ impl Driver for Emulator {
     fn replay(&self, captured: Captured) -> Result<()> {
         let stream = self.outside_capture("a replay")?;
         let Some(list) = stream.captured.get(captured.0).cloned() else {
-            return Err(Error::device("emulator", format!("{captured:?} does not exist"), "replay what end_capture gave"));
+            return Err(Error::device(
+                "emulator",
+                format!("{captured:?} does not exist"),
+                "replay what end_capture gave",
+            ));
         };
         for work in list.iter() {
             // SAFETY: who recorded it promised that its memory is live whenever it is replayed.

@@ -83,7 +83,11 @@ pub fn reexec_with(sanitizer: Sanitizer) -> Result<()> {
     }
     let library = sanitizer.find()?;
     let fail = |e: std::io::Error| {
-        Error::device("emulator", format!("cannot start this program under lib{}: {e}", sanitizer.name()), "run it without --sanitize")
+        Error::device(
+            "emulator",
+            format!("cannot start this program under lib{}: {e}", sanitizer.name()),
+            "run it without --sanitize",
+        )
     };
     let program = std::env::current_exe().map_err(fail)?;
     let (variable, ours) = sanitizer.options();
