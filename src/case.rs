@@ -1,0 +1,108 @@
+//! A validation case: a small graph with its data, which every device must compute alike.
+
+use crate::error::Result;
+use crate::graph::{Graph, Tensor};
+use crate::philox::Philox;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
+
+type Build = dyn Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync;
+
+/// One case of one op.
+#[derive(Clone)]
+pub struct Case {
+    /// What is special about it: shapes and options.
+    pub name: String,
+    /// Whether it runs in every thread order and copy policy, not only in one chosen by its hash.
+    pub every_order: bool,
+    build: Arc<Build>,
+}
+
+/// What a case's input holds.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// Floating point.
+    Real(Vec<f64>),
+    /// Integers.
+    Int(Vec<i32>),
+}
+
+/// A graph under construction, with its inputs' data.
+#[derive(Clone)]
+pub struct CaseGraph {
+    graph: Graph,
+    /// Each input or parameter, and what it holds.
+    pub data: Vec<(Tensor, Data)>,
+    seed: u64,
+}
+
+impl Deref for CaseGraph {
+    type Target = Graph;
+    fn deref(&self) -> &Graph {
+        &self.graph
+    }
+}
+
+impl DerefMut for CaseGraph {
+    fn deref_mut(&mut self) -> &mut Graph {
+        &mut self.graph
+    }
+}
+
+impl Case {
+    /// A case that records ops on inputs of its making and returns the outputs to compare.
+    pub fn new(
+        name: impl Into<String>,
+        build: impl Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+    ) -> Case {
+        Case { name: name.into(), every_order: false, build: Arc::new(build) }
+    }
+
+    /// The same case, run in all thread orders and copy policies.
+    pub fn in_every_order(mut self) -> Case {
+        self.every_order = true;
+        self
+    }
+
+    /// Builds the graph: with its data, and the outputs to compare.
+    pub fn build(&self) -> Result<(CaseGraph, Vec<Tensor>)> {
+        let seed = self.name.bytes().fold(0xcbf29ce484222325u64, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3));
+        let mut graph = CaseGraph { graph: Graph::new(), data: Vec::new(), seed };
+        let outputs = (self.build)(&mut graph)?;
+        Ok((graph, outputs))
+    }
+}
+
+impl CaseGraph {
+    /// A differentiable input with standard normal values.
+    pub fn normal(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.scaled(name, shape, 1.0)
+    }
+
+    /// A differentiable input with normal values of this standard deviation.
+    pub fn scaled(&mut self, name: &str, shape: &[usize], deviation: f64) -> Tensor {
+        let values = self.draw(shape.iter().product(), deviation);
+        self.given(name, shape, values)
+    }
+
+    /// A differentiable input with these values.
+    pub fn given(&mut self, name: &str, shape: &[usize], values: Vec<f64>) -> Tensor {
+        let t = self.graph.variable(name, shape);
+        self.data.push((t, Data::Real(values)));
+        t
+    }
+
+    /// Integers, each in `range`.
+    pub fn ints(&mut self, name: &str, shape: &[usize], range: Range<i64>, values: Vec<i32>) -> Tensor {
+        let t = self.graph.indices(name, shape, range);
+        self.data.push((t, Data::Int(values)));
+        t
+    }
+
+    /// Normal values that depend on the case's name and on how many inputs there are already.
+    pub fn draw(&self, n: usize, deviation: f64) -> Vec<f64> {
+        // Rounded to f32, so that every precision starts from the same numbers.
+        let generator = Philox::new(self.seed, self.data.len() as u32, 0);
+        (0..n as u64).map(|i| (generator.normal(i) * deviation) as f32 as f64).collect()
+    }
+}

@@ -1,0 +1,12 @@
+//! The CPU: element types, vectorised functions, matrix products, tensors with strides.
+
+mod device;
+pub mod gemm;
+pub mod real;
+pub mod simd;
+pub mod strided;
+
+pub use device::{Cpu, Typed};
+pub use gemm::{Gemm, Matrix, Threads};
+pub use real::Real;
+pub use strided::{Mut, Ref};

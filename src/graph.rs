@@ -1,0 +1,229 @@
+//! Recording a model: tensors, and the ops between them. Shapes are checked as ops are recorded.
+
+use crate::cpu::strided::{contiguous_strides, is_contiguous};
+use crate::error::{Error, Result};
+use crate::op::{Contract, Kind, Op, Spec};
+use crate::ops::copy::Copy;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A tensor of a [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tensor(pub(crate) usize);
+
+/// Where a tensor's values come from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Origin {
+    /// Written by the user. Integers must lie in the range.
+    Fed { range: Range<i64> },
+    /// Trained; `decay` says whether weight decay applies.
+    Parameter { decay: bool },
+    /// The given output of a node.
+    Computed { node: usize, output: usize },
+    /// Part of another tensor: a range of the columns of its last axis, perhaps split into heads.
+    View { base: Tensor, columns: Range<usize>, offset: usize },
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Info {
+    pub name: String,
+    pub spec: Spec,
+    pub strides: Vec<usize>,
+    pub origin: Origin,
+    pub needs_gradient: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub op: Arc<dyn Op>,
+    pub inputs: Vec<Tensor>,
+    pub outputs: Vec<Tensor>,
+    pub contract: Contract,
+}
+
+/// A model, forward only.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    pub(crate) tensors: Vec<Info>,
+    pub(crate) nodes: Vec<Node>,
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn add(
+        &mut self,
+        name: impl Into<String>,
+        spec: Spec,
+        strides: Vec<usize>,
+        origin: Origin,
+        needs_gradient: bool,
+    ) -> Tensor {
+        self.tensors.push(Info { name: name.into(), spec, strides, origin, needs_gradient });
+        Tensor(self.tensors.len() - 1)
+    }
+
+    fn add_contiguous(&mut self, name: &str, spec: Spec, origin: Origin, needs_gradient: bool) -> Tensor {
+        let strides = contiguous_strides(&spec.shape);
+        self.add(name, spec, strides, origin, needs_gradient)
+    }
+
+    /// A floating-point tensor that the user writes before each run.
+    pub fn input(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.add_contiguous(name, Spec::real(shape), Origin::Fed { range: 0..0 }, false)
+    }
+
+    /// The same, with a gradient that can be read after backward.
+    pub fn variable(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.add_contiguous(name, Spec::real(shape), Origin::Fed { range: 0..0 }, true)
+    }
+
+    /// Integers that the user writes, each in `range`: tokens, lengths. Writing others is an error, so ops need no checks.
+    pub fn indices(&mut self, name: &str, shape: &[usize], range: Range<i64>) -> Tensor {
+        self.add_contiguous(name, Spec::int(shape), Origin::Fed { range }, false)
+    }
+
+    /// A trained tensor; `decay` says whether an optimiser's weight decay applies to it.
+    pub fn parameter(&mut self, name: &str, shape: &[usize], decay: bool) -> Tensor {
+        self.add_contiguous(name, Spec::real(shape), Origin::Parameter { decay }, true)
+    }
+
+    /// Records an op and returns its outputs.
+    ///
+    /// # Errors
+    /// If an input's shape or kind does not fit, with the op's and the argument's name.
+    pub fn record(&mut self, op: impl Op + 'static, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.record_op(Arc::new(op), inputs)
+    }
+
+    /// [`Graph::record`] for an op with one output.
+    pub fn one(&mut self, op: impl Op + 'static, inputs: &[Tensor]) -> Result<Tensor> {
+        Ok(self.record(op, inputs)?[0])
+    }
+
+    fn record_op(&mut self, op: Arc<dyn Op>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let mut inputs = inputs.to_vec();
+        for i in 0..inputs.len() {
+            // Gradients of one node's inputs must not share elements, so a tensor used twice is copied.
+            if self.tensors[inputs[i].0].needs_gradient && inputs[..i].iter().any(|&t| self.overlap(t, inputs[i])) {
+                inputs[i] = self.one(Copy, &[inputs[i]])?;
+            }
+            let info = &self.tensors[inputs[i].0];
+            if !op.accepts_strides() && !is_contiguous(&info.spec.shape, &info.strides) {
+                let got = format!("a view with strides {:?}", info.strides);
+                return Err(Error::shape(op.name(), &info.name, "a contiguous tensor (record a Copy first)", got));
+            }
+        }
+        let specs: Vec<&Spec> = inputs.iter().map(|t| &self.tensors[t.0].spec).collect();
+        let contract = op.contract(&specs)?;
+        let needs_gradient = inputs.iter().any(|t| self.tensors[t.0].needs_gradient);
+        let node = self.nodes.len();
+        let mut outputs = Vec::new();
+        for (output, o) in contract.outputs.iter().enumerate() {
+            let name = format!("{}:{node}.{output}", op.name());
+            let origin = Origin::Computed { node, output };
+            let differentiable = needs_gradient && o.spec.kind == Kind::Real;
+            outputs.push(self.add(name, o.spec.clone(), o.strides.clone(), origin, differentiable));
+        }
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), contract });
+        Ok(outputs)
+    }
+
+    /// Whether two tensors share elements.
+    fn overlap(&self, a: Tensor, b: Tensor) -> bool {
+        let ((base_a, columns_a), (base_b, columns_b)) = (self.columns(a), self.columns(b));
+        base_a == base_b && columns_a.start < columns_b.end && columns_b.start < columns_a.end
+    }
+
+    /// The tensor that owns the memory, and which columns of its last axis this one covers.
+    pub(crate) fn columns(&self, t: Tensor) -> (Tensor, Range<usize>) {
+        match &self.tensors[t.0].origin {
+            Origin::View { base, columns, .. } => (*base, columns.clone()),
+            _ => (t, 0..self.tensors[t.0].spec.shape.last().copied().unwrap_or(1)),
+        }
+    }
+
+    /// Columns `columns` of the last axis of a contiguous (B,T,C) tensor as (B,heads,T,D), in place.
+    ///
+    /// # Errors
+    /// If the tensor is no contiguous (B,T,C), or the columns do not divide into heads.
+    pub fn heads(&mut self, t: Tensor, columns: Range<usize>, heads: usize) -> Result<Tensor> {
+        let info = &self.tensors[t.0];
+        let bad = |expected: String| Error::shape("heads", &info.name, expected, info.spec.to_string());
+        let [batch, length, width] = info.spec.shape[..] else { return Err(bad("(B, T, C)".into())) };
+        if matches!(info.origin, Origin::View { .. }) || !is_contiguous(&info.spec.shape, &info.strides) {
+            return Err(bad("a contiguous tensor".into()));
+        }
+        if columns.end > width || columns.is_empty() || heads == 0 || !columns.len().is_multiple_of(heads) {
+            return Err(bad(format!("columns {columns:?} that divide into {heads} heads")));
+        }
+        let head_dim = columns.len() / heads;
+        let (name, needs_gradient) = (format!("{}[{columns:?}]", info.name), info.needs_gradient);
+        let spec = Spec { kind: info.spec.kind, shape: vec![batch, heads, length, head_dim] };
+        let strides = vec![length * width, head_dim, width, 1];
+        let origin = Origin::View { base: t, offset: columns.start, columns };
+        Ok(self.add(name, spec, strides, origin, needs_gradient))
+    }
+
+    /// The same elements under another shape. The tensor must lie in memory in the new shape's order: any contiguous
+    /// tensor, or a (B,H,T,D) output stored as (B,T,H,D) seen as (B,T,H·D).
+    ///
+    /// # Errors
+    /// If the number of elements differs or the order in memory is another.
+    pub fn reshape(&mut self, t: Tensor, shape: &[usize]) -> Result<Tensor> {
+        let info = &self.tensors[t.0];
+        let numel: usize = shape.iter().product();
+        let in_order = is_contiguous(&info.spec.shape, &info.strides) || {
+            let [b, h, length, d] = info.spec.shape[..] else {
+                return Err(Error::shape("reshape", &info.name, "a contiguous tensor", info.spec.to_string()));
+            };
+            info.strides == [length * h * d, d, h * d, 1] && shape == [b, length, h * d]
+        };
+        if numel != info.spec.numel() || !in_order {
+            let expected = format!("{} elements in the order of {shape:?}", numel);
+            return Err(Error::shape("reshape", &info.name, expected, info.spec.to_string()));
+        }
+        if matches!(info.origin, Origin::View { .. }) {
+            return Err(Error::shape("reshape", &info.name, "a tensor that is no view", "a view"));
+        }
+        let (name, kind, needs_gradient) = (info.name.clone(), info.spec.kind, info.needs_gradient);
+        let columns = 0..info.spec.shape.last().copied().unwrap_or(1);
+        let spec = Spec { kind, shape: shape.to_vec() };
+        Ok(self.add_contiguous(&name, spec, Origin::View { base: t, columns, offset: 0 }, needs_gradient))
+    }
+
+    /// A tensor's sizes.
+    pub fn shape(&self, t: Tensor) -> &[usize] {
+        &self.tensors[t.0].spec.shape
+    }
+
+    /// A tensor's name: the user's for inputs and parameters, the op's for what is computed.
+    pub fn name(&self, t: Tensor) -> &str {
+        &self.tensors[t.0].name
+    }
+
+    /// All parameters, in the order in which they were recorded.
+    pub fn parameters(&self) -> Vec<Tensor> {
+        let trained = |i: &Info| matches!(i.origin, Origin::Parameter { .. });
+        (0..self.tensors.len()).filter(|&i| trained(&self.tensors[i])).map(Tensor).collect()
+    }
+
+    /// All tensors that the user writes.
+    pub fn fed(&self) -> Vec<Tensor> {
+        let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. });
+        (0..self.tensors.len()).filter(|&i| fed(&self.tensors[i])).map(Tensor).collect()
+    }
+
+    /// Kind and sizes.
+    pub fn spec(&self, t: Tensor) -> &Spec {
+        &self.tensors[t.0].spec
+    }
+
+    /// Whether backward computes a gradient for it.
+    pub fn needs_gradient(&self, t: Tensor) -> bool {
+        self.tensors[t.0].needs_gradient
+    }
+}

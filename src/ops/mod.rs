@@ -1,0 +1,33 @@
+//! The ops. To add one: its `NAME.rs` here, its `kernels/NAME.cu`, and the two lines that list it below.
+
+pub mod attention;
+pub mod copy;
+pub mod matmul;
+pub mod softmax_attention;
+
+use crate::case::Case;
+use crate::error::Result;
+use crate::graph::{Graph, Tensor};
+use crate::run_spec::RunSpec;
+
+/// An op as the tools see it: `attn validate`, `bench`, `run`.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// One string: registry, command line, bench id.
+    pub name: &'static str,
+    /// One line on what it computes.
+    pub summary: &'static str,
+    /// What `attn validate` runs.
+    pub cases: fn() -> Vec<Case>,
+    /// How `attn run` takes somebody's tensors; `None`: not from the command line.
+    pub run: Option<&'static RunSpec>,
+    /// How `attn bench` and `attn train lm --attention` record it on (B,H,T,D) queries, keys and values;
+    /// `None`: no attention variant.
+    pub attention: Option<RecordAttention>,
+}
+
+/// Records an attention variant: queries (B,H,T,D), keys and values (B,Hk,S,D), the output (B,H,T,D) stored as (B,T,H,D).
+pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
+
+/// Every op.
+pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY, &softmax_attention::ENTRY];

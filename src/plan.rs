@@ -1,0 +1,596 @@
+//! A graph made ready to run on one device: every buffer placed once, by lifetime, in one allocation.
+//!
+//! Time runs from 0 to 2N for N nodes: node i runs forward at time i and backward at time 2N−1−i. A buffer lives
+//! from its first write to its last read; two whose lives do not meet may share memory.
+
+use crate::cpu::strided::contiguous_strides;
+use crate::device::{Device, Memory, Precision};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Origin, Tensor};
+use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Update};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What a plan must keep and compute.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Tensors to differentiate: usually the loss. Empty: forward only. A gradient flows in where
+    /// [`Plan::seed`] writes it; a single number gets 1.
+    pub roots: Vec<Tensor>,
+    /// Tensors whose values (and gradients, if they have any) can be read afterwards, besides inputs and roots.
+    pub keep: Vec<Tensor>,
+    /// How many parameter-sized buffers the optimiser needs.
+    pub optimizer_slots: usize,
+    /// Whether memory is filled with NaN before every forward, so that reading what was never written shows.
+    pub poison: bool,
+}
+
+struct Step<Io> {
+    op: Arc<dyn Op>,
+    /// Gradients to be zeroed first, as this step writes them only in part.
+    zero: Vec<Place>,
+    io: Io,
+}
+
+/// A planned graph.
+pub struct Plan {
+    graph: Graph,
+    device: Arc<dyn Device>,
+    memory: Memory,
+    forward: Vec<Step<Forward<Place, Place>>>,
+    backward: Vec<Step<Backward<Place, Place>>>,
+    /// Gradients that nothing contributes to.
+    untouched: Vec<Place>,
+    values: BTreeMap<Tensor, Place>,
+    gradients: BTreeMap<Tensor, Place>,
+    readable: BTreeSet<Tensor>,
+    /// Elements of all parameters, and of those with weight decay, which come first.
+    parameters: (usize, usize),
+    /// Offsets of parameters, gradients, slots, hyper-parameters.
+    flat: Vec<u64>,
+    /// The part of memory that is shared by lifetime: offset and bytes.
+    pooled: (u64, usize),
+    poison: bool,
+}
+
+/// Hyper-parameters that may change from step to step.
+pub const HYPER: usize = 8;
+/// Every buffer starts at a multiple of this many bytes.
+const ALIGNMENT: usize = 256;
+/// Parameters start at multiples of this many elements within their buffer.
+const PARAMETER_ALIGNMENT: usize = 64;
+const FOREVER: usize = usize::MAX;
+
+/// A buffer before it has a place.
+struct Block {
+    bytes: usize,
+    from: usize,
+    to: usize,
+    offset: usize,
+}
+
+/// Collects buffers, then places them: largest first, each at the lowest offset where no living one lies.
+#[derive(Default)]
+struct Pool {
+    blocks: Vec<Block>,
+}
+
+impl Pool {
+    fn add(&mut self, bytes: usize, from: usize, to: usize) -> usize {
+        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
+        self.blocks.push(Block { bytes, from, to, offset: 0 });
+        self.blocks.len() - 1
+    }
+
+    fn place(&mut self) -> usize {
+        let mut order: Vec<usize> = (0..self.blocks.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(self.blocks[i].bytes), i));
+        let mut placed: Vec<usize> = Vec::new();
+        let mut total = 0;
+        for i in order {
+            let mut meeting: Vec<(usize, usize)> = (placed.iter().map(|&j| &self.blocks[j]))
+                .filter(|b| b.from <= self.blocks[i].to && self.blocks[i].from <= b.to)
+                .map(|b| (b.offset, b.offset + b.bytes))
+                .collect();
+            meeting.sort_unstable();
+            let mut offset = 0;
+            for (start, end) in meeting {
+                if offset + self.blocks[i].bytes <= start {
+                    break;
+                }
+                offset = offset.max(end);
+            }
+            self.blocks[i].offset = offset;
+            total = total.max(offset + self.blocks[i].bytes);
+            placed.push(i);
+        }
+        total
+    }
+}
+
+/// Where a buffer will lie.
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    /// At an offset that is known.
+    Fixed(usize),
+    /// The pool's block of this number.
+    Pooled(usize),
+}
+
+impl Plan {
+    /// Plans `graph` on `device`.
+    ///
+    /// # Errors
+    /// If the device has too little memory, or a root is itself an input of another op that a root depends on.
+    pub fn new(graph: Graph, device: Arc<dyn Device>, options: &PlanOptions) -> Result<Plan> {
+        let real = device.precision().bytes();
+        let size_of = |kind: Kind| if kind == Kind::Real { real } else { 4 };
+        let nodes = graph.nodes.len();
+        let backward_time = |node: usize| 2 * nodes - 1 - node;
+        let owner = |t: Tensor| graph.columns(t).0;
+
+        // Which tensors a root depends on and need a gradient.
+        let mut active: BTreeSet<Tensor> = options.roots.iter().map(|&t| owner(t)).collect();
+        let mut steps: Vec<usize> = Vec::new();
+        for (i, node) in graph.nodes.iter().enumerate().rev() {
+            if node.outputs.iter().any(|t| active.contains(t)) {
+                steps.push(i);
+                for &t in node.inputs.iter().filter(|t| graph.needs_gradient(**t)) {
+                    if options.roots.iter().any(|&r| owner(r) == owner(t)) {
+                        let expected = "a tensor that no other root depends on";
+                        return Err(Error::shape("plan", graph.name(t), expected, "an input of another op"));
+                    }
+                    active.insert(owner(t));
+                }
+            }
+        }
+        let readable: BTreeSet<Tensor> = (options.keep.iter().chain(&options.roots)).map(|&t| owner(t)).collect();
+
+        // Lifetimes of values.
+        let mut value_end: BTreeMap<Tensor, usize> = BTreeMap::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            for &t in node.outputs.iter() {
+                value_end.entry(t).or_insert(i);
+            }
+            let end_at = |t: Tensor, time: usize, ends: &mut BTreeMap<Tensor, usize>| {
+                let end = ends.entry(owner(t)).or_insert(time);
+                *end = time.max(*end);
+            };
+            for (k, &t) in node.inputs.iter().enumerate() {
+                end_at(t, i, &mut value_end);
+                if steps.contains(&i) && node.contract.backward_reads_inputs.get(k).copied().unwrap_or(true) {
+                    end_at(t, backward_time(i), &mut value_end);
+                }
+            }
+            for (k, &t) in node.outputs.iter().enumerate() {
+                if steps.contains(&i) && node.contract.backward_reads_outputs.get(k).copied().unwrap_or(false) {
+                    end_at(t, backward_time(i), &mut value_end);
+                }
+            }
+        }
+        for &t in &readable {
+            value_end.insert(t, FOREVER);
+        }
+
+        // Fixed sections: parameters (decayed first), their gradients, slots, hyper-parameters, what the user writes.
+        let mut offsets: BTreeMap<Tensor, Slot> = BTreeMap::new();
+        let mut gradient_offsets: BTreeMap<Tensor, Slot> = BTreeMap::new();
+        let mut elements = 0;
+        let mut decayed = 0;
+        let mut in_order = Vec::new();
+        for wanted in [true, false] {
+            for t in graph.parameters() {
+                if graph.tensors[t.0].origin == (Origin::Parameter { decay: wanted }) {
+                    in_order.push((t, elements));
+                    elements += graph.spec(t).numel().next_multiple_of(PARAMETER_ALIGNMENT);
+                }
+            }
+            if wanted {
+                decayed = elements;
+            }
+        }
+        let section = (elements * real).next_multiple_of(ALIGNMENT);
+        let training = !options.roots.is_empty();
+        let sections = 1 + if training { 1 + options.optimizer_slots } else { 0 };
+        for &(t, element) in &in_order {
+            offsets.insert(t, Slot::Fixed(element * real));
+            if training {
+                gradient_offsets.insert(t, Slot::Fixed(section + element * real));
+            }
+        }
+        let mut fixed = section * sections;
+        let mut flat: Vec<u64> = (0..sections).map(|s| (s * section) as u64).collect();
+        flat.push(fixed as u64);
+        fixed += (HYPER * real).next_multiple_of(ALIGNMENT);
+        let mut reserve = |bytes: usize| {
+            fixed += bytes.next_multiple_of(ALIGNMENT);
+            Slot::Fixed(fixed - bytes.next_multiple_of(ALIGNMENT))
+        };
+        for t in graph.fed() {
+            offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
+        }
+        for t in options.roots.iter().map(|&t| owner(t)) {
+            gradient_offsets.entry(t).or_insert_with(|| reserve(graph.spec(t).numel() * real));
+        }
+        let fixed = fixed;
+
+        // Everything else shares memory by lifetime.
+        let mut pool = Pool::default();
+        let mut saved = Vec::new();
+        let mut scratch = Vec::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let in_backward = steps.contains(&i);
+            for &t in &node.outputs {
+                let spec = graph.spec(t);
+                offsets.insert(t, Slot::Pooled(pool.add(spec.numel() * size_of(spec.kind), i, value_end[&t])));
+            }
+            let end = if in_backward { backward_time(i) } else { i };
+            let numel = |shape: &Vec<usize>| shape.iter().product::<usize>();
+            let blocks: Vec<Slot> =
+                (node.contract.saved.iter()).map(|shape| Slot::Pooled(pool.add(numel(shape) * real, i, end))).collect();
+            saved.push(blocks);
+            let forward = Slot::Pooled(pool.add(node.contract.scratch_forward * real, i, i));
+            let time = backward_time(i);
+            let backward = in_backward.then(|| pool.add(node.contract.scratch_backward * real, time, time));
+            scratch.push((forward, backward.map(Slot::Pooled)));
+        }
+        // Gradients: born at the first contribution, dead when their producer has run backward.
+        let mut born: BTreeMap<Tensor, usize> = BTreeMap::new();
+        for &i in &steps {
+            for &t in graph.nodes[i].inputs.iter().filter(|t| graph.needs_gradient(**t)) {
+                born.entry(owner(t)).or_insert(backward_time(i));
+            }
+        }
+        let mut untouched = Vec::new();
+        for t in (0..graph.tensors.len()).map(Tensor).filter(|&t| owner(t) == t && graph.needs_gradient(t)) {
+            let kept = readable.contains(&t) || matches!(graph.tensors[t.0].origin, Origin::Fed { .. });
+            let from = born.get(&t).copied();
+            if !options.roots.contains(&t)
+                && from.is_none()
+                && training
+                && !matches!(graph.tensors[t.0].origin, Origin::Computed { .. })
+            {
+                untouched.push(t);
+            }
+            if gradient_offsets.contains_key(&t) || !(training && (from.is_some() || kept)) {
+                continue;
+            }
+            let end = match graph.tensors[t.0].origin {
+                Origin::Computed { node, .. } if !kept => backward_time(node),
+                _ => FOREVER,
+            };
+            let block = pool.add(graph.spec(t).numel() * real, from.unwrap_or(0), end);
+            gradient_offsets.insert(t, Slot::Pooled(block));
+        }
+        let pooled = pool.place();
+
+        let memory = Memory::new(device.clone(), fixed + pooled)?;
+        let base = memory.address();
+        let address = |slot: Slot| match slot {
+            Slot::Fixed(offset) => base + offset as u64,
+            Slot::Pooled(block) => base + (fixed + pool.blocks[block].offset) as u64,
+        };
+        let place = |t: Tensor, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
+            let info = &graph.tensors[t.0];
+            let offset = if let Origin::View { offset, .. } = info.origin { offset } else { 0 };
+            let start = address(*slots.get(&owner(t))?) + (offset * size_of(info.spec.kind)) as u64;
+            let (kind, shape, strides) = (info.spec.kind, info.spec.shape.clone(), info.strides.clone());
+            Some(Place { address: start, kind, shape, strides })
+        };
+        let flat_place = |slot: Slot, shape: Vec<usize>| Place {
+            address: address(slot),
+            kind: Kind::Real,
+            strides: contiguous_strides(&shape),
+            shape,
+        };
+        let value = |t: &Tensor| place(*t, &offsets).expect("every value has a place");
+        let gradient = |t: &Tensor| place(*t, &gradient_offsets);
+
+        let mut forward = Vec::new();
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let saved_places =
+                node.contract.saved.iter().zip(&saved[i]).map(|(s, &slot)| flat_place(slot, s.clone())).collect();
+            let io = Forward {
+                inputs: node.inputs.iter().map(value).collect(),
+                outputs: node.outputs.iter().map(value).collect(),
+                saved: saved_places,
+                scratch: flat_place(scratch[i].0, vec![node.contract.scratch_forward]),
+            };
+            forward.push(Step { op: node.op.clone(), zero: Vec::new(), io });
+        }
+        let mut touched: BTreeSet<Tensor> = BTreeSet::new();
+        let mut backward = Vec::new();
+        for &i in &steps {
+            let node = &graph.nodes[i];
+            // What this node contributes to each owner, in columns: a first contribution that covers the owner
+            // whole overwrites; one in part needs zeros first.
+            let mut covered: BTreeMap<Tensor, usize> = BTreeMap::new();
+            for &t in node.inputs.iter().filter(|t| graph.needs_gradient(**t)) {
+                let (owner, columns) = graph.columns(t);
+                *covered.entry(owner).or_default() += columns.len();
+            }
+            let mut zero = Vec::new();
+            let mut accumulates: BTreeMap<Tensor, bool> = BTreeMap::new();
+            for (&t, &columns) in &covered {
+                let whole = columns == graph.columns(t).1.len();
+                let first = touched.insert(t);
+                if first && !whole {
+                    zero.push(gradient(&t).expect("an active tensor has a gradient"));
+                }
+                accumulates.insert(t, !(first && whole));
+            }
+            let d_input = |t: &Tensor| {
+                let to = gradient(t).filter(|_| graph.needs_gradient(*t))?;
+                Some(Gradient { to, accumulate: accumulates[&owner(*t)] })
+            };
+            let io = Backward {
+                inputs: node.inputs.iter().map(value).collect(),
+                outputs: node.outputs.iter().map(value).collect(),
+                saved: forward[i].io.saved.clone(),
+                d_outputs: node.outputs.iter().map(|t| gradient(t).filter(|_| active.contains(t))).collect(),
+                d_inputs: node.inputs.iter().map(d_input).collect(),
+                scratch: flat_place(
+                    scratch[i].1.expect("a backward step has scratch"),
+                    vec![node.contract.scratch_backward],
+                ),
+            };
+            backward.push(Step { op: node.op.clone(), zero, io });
+        }
+        let all = (0..graph.tensors.len()).map(Tensor);
+        let values = all.clone().filter_map(|t| Some((t, place(t, &offsets)?))).collect();
+        let gradients: BTreeMap<Tensor, Place> = all.filter_map(|t| Some((t, gradient(&t)?))).collect();
+        let untouched = untouched.iter().filter_map(gradient).collect();
+        let plan = Plan {
+            memory,
+            forward,
+            backward,
+            untouched,
+            values,
+            gradients,
+            readable,
+            parameters: (elements, decayed),
+            flat: flat.iter().map(|o| base + o).collect(),
+            pooled: (base + fixed as u64, pooled),
+            poison: options.poison,
+            graph,
+            device,
+        };
+        // Parameters and their paddings, gradients and slots start as zeros.
+        // SAFETY: the fixed sections start the plan's own allocation.
+        unsafe { plan.device.fill(base, 0, fixed)? };
+        for &root in &options.roots {
+            if plan.graph.spec(root).numel() == 1 {
+                plan.put(&plan.gradients[&root], &[1.0])?;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The graph that was planned.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+
+    /// Bytes of device memory that the plan holds: all that a run takes there.
+    pub fn peak_bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
+    /// Elements of all parameters (with padding), and how many of them, at the front, have weight decay.
+    pub fn parameter_elements(&self) -> (usize, usize) {
+        self.parameters
+    }
+
+    /// Writes a floating-point input or a parameter, in row-major order.
+    ///
+    /// # Errors
+    /// If the number of values is not the tensor's.
+    pub fn write(&self, t: Tensor, data: &[f64]) -> Result<()> {
+        self.check(t, Kind::Real, data.len())?;
+        self.put(&self.values[&t], data)
+    }
+
+    /// Writes integers.
+    ///
+    /// # Errors
+    /// If their number is not the tensor's, or one lies outside the range that the graph declared.
+    pub fn write_indices(&self, t: Tensor, data: &[i32]) -> Result<()> {
+        self.check(t, Kind::Int, data.len())?;
+        let info = &self.graph.tensors[t.0];
+        if let Origin::Fed { range } = &info.origin
+            && let Some(i) = data.iter().position(|&x| !range.contains(&(x as i64)))
+        {
+            let (low, high) = (range.start, range.end - 1);
+            let problem = format!("value {} at position {i} is out of range", data[i]);
+            return Err(Error::argument(&info.name, problem, format!("give values from {low} to {high}")));
+        }
+        // SAFETY: the place lies in the plan's allocation and holds this many elements.
+        unsafe { self.device.upload(self.values[&t].address, bytemuck::cast_slice(data)) }
+    }
+
+    /// Writes the gradient that flows into a root.
+    ///
+    /// # Errors
+    /// If `t` is no root, or the number of values is not its own.
+    pub fn seed(&self, t: Tensor, data: &[f64]) -> Result<()> {
+        self.check(t, Kind::Real, data.len())?;
+        let Some(place) = self.gradients.get(&t) else {
+            return Err(Error::argument(self.graph.name(t), "has no gradient", "name it among the plan's roots"));
+        };
+        self.put(place, data)
+    }
+
+    /// Reads a value, in row-major order.
+    ///
+    /// # Errors
+    /// If the plan was not asked to keep it.
+    pub fn read(&self, t: Tensor) -> Result<Vec<f64>> {
+        let owner = self.graph.columns(t).0;
+        let computed = matches!(self.graph.tensors[owner.0].origin, Origin::Computed { .. });
+        if computed && !self.readable.contains(&owner) {
+            return Err(Error::argument(self.graph.name(t), "was not kept", "name it in PlanOptions::keep"));
+        }
+        self.get(&self.values[&t])
+    }
+
+    /// Reads the gradient of a parameter, variable, root or kept tensor.
+    ///
+    /// # Errors
+    /// If it has none, or the plan was not asked to keep it.
+    pub fn read_gradient(&self, t: Tensor) -> Result<Vec<f64>> {
+        let owner = self.graph.columns(t).0;
+        let computed = matches!(self.graph.tensors[owner.0].origin, Origin::Computed { .. });
+        match self.gradients.get(&t).filter(|_| !computed || self.readable.contains(&owner)) {
+            Some(place) => self.get(place),
+            None => Err(Error::argument(self.graph.name(t), "has no kept gradient", "name it in PlanOptions::keep")),
+        }
+    }
+
+    /// Runs all ops forward.
+    pub fn forward(&self) -> Result<()> {
+        if self.poison {
+            // SAFETY: the pooled part of the plan's own allocation.
+            unsafe { self.device.fill(self.pooled.0, 0xff, self.pooled.1)? };
+        }
+        self.run(&|| {
+            for step in &self.forward {
+                // SAFETY: the places lie in the plan's allocation, and what lives at one time does not overlap.
+                unsafe { self.device.forward(&*step.op, &step.io)? };
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs backward what the roots depend on; forward has run before.
+    pub fn backward(&self) -> Result<()> {
+        self.run(&|| {
+            self.untouched.iter().try_for_each(|p| self.zero(p))?;
+            for step in &self.backward {
+                step.zero.iter().try_for_each(|p| self.zero(p))?;
+                // SAFETY: as in forward.
+                unsafe { self.device.backward(&*step.op, &step.io)? };
+            }
+            Ok(())
+        })
+    }
+
+    /// Writes the hyper-parameters that updates read; at most [`HYPER`].
+    pub fn write_hyper(&self, hyper: &[f64]) -> Result<()> {
+        assert!(hyper.len() <= HYPER, "at most {HYPER} hyper-parameters");
+        let place = self.flat_place(self.flat.len() - 1, HYPER);
+        let mut all = [0.0; HYPER];
+        all[..hyper.len()].copy_from_slice(hyper);
+        self.put(&place, &all)
+    }
+
+    /// Reads the hyper-parameters back: updates may leave results there (the gradient norm).
+    pub fn read_hyper(&self) -> Result<Vec<f64>> {
+        self.get(&self.flat_place(self.flat.len() - 1, HYPER))
+    }
+
+    /// Runs an update: its buffers are parameters, gradients, slots, hyper-parameters.
+    pub fn update(&self, update: &dyn Update) -> Result<()> {
+        let last = self.flat.len() - 1;
+        let buffers: Vec<Place> =
+            (0..=last).map(|i| self.flat_place(i, if i == last { HYPER } else { self.parameters.0 })).collect();
+        // SAFETY: sections of the plan's own allocation, apart from each other.
+        self.run(&|| unsafe { self.device.update(update, &buffers) })
+    }
+
+    /// Reads one of the optimiser's buffers, for a checkpoint.
+    pub fn read_slot(&self, slot: usize) -> Result<Vec<f64>> {
+        self.get(&self.flat_place(2 + slot, self.parameters.0))
+    }
+
+    /// Writes one of the optimiser's buffers, from a checkpoint.
+    pub fn write_slot(&self, slot: usize, data: &[f64]) -> Result<()> {
+        assert_eq!(data.len(), self.parameters.0, "a slot has as many elements as the parameters");
+        self.put(&self.flat_place(2 + slot, self.parameters.0), data)
+    }
+
+    /// Takes the parameters of another plan of the same model.
+    ///
+    /// # Panics
+    /// If the models' parameters differ in number or order.
+    pub fn copy_parameters(&self, from: &Plan) -> Result<()> {
+        assert_eq!(self.parameters, from.parameters, "two plans of one model");
+        if Arc::ptr_eq(&self.device, &from.device) {
+            let bytes = self.parameters.0 * self.device.precision().bytes();
+            // SAFETY: the parameters' sections of two plans' own allocations.
+            return unsafe { self.device.copy(self.flat[0], from.flat[0], bytes) };
+        }
+        let n = self.parameters.0;
+        self.put(&self.flat_place(0, n), &from.get(&from.flat_place(0, n))?)
+    }
+
+    fn flat_place(&self, section: usize, n: usize) -> Place {
+        Place { address: self.flat[section], kind: Kind::Real, shape: vec![n], strides: vec![1] }
+    }
+
+    fn zero(&self, place: &Place) -> Result<()> {
+        // SAFETY: an owner's gradient is contiguous or a permutation without gaps, in the plan's allocation.
+        unsafe { self.device.fill(place.address, 0, place.numel() * self.device.precision().bytes()) }
+    }
+
+    fn run(&self, work: &(dyn Fn() -> Result<()> + Sync)) -> Result<()> {
+        let mut result = Ok(());
+        self.device.scope(&mut || result = work());
+        result
+    }
+
+    fn check(&self, t: Tensor, kind: Kind, len: usize) -> Result<()> {
+        let spec = self.graph.spec(t);
+        if spec.kind != kind || spec.numel() != len {
+            return Err(Error::shape("plan", self.graph.name(t), spec.to_string(), format!("{len} {kind:?} values")));
+        }
+        Ok(())
+    }
+
+    fn put(&self, place: &Place, data: &[f64]) -> Result<()> {
+        let stored = to_stored(place, data);
+        let bytes: Vec<u8> = match self.device.precision() {
+            Precision::F64 => bytemuck::cast_slice(&stored).to_vec(),
+            Precision::F32 => stored.iter().flat_map(|&x| (x as f32).to_ne_bytes()).collect(),
+        };
+        // SAFETY: the place lies in the plan's allocation and holds this many elements.
+        unsafe { self.device.upload(place.address, &bytes) }
+    }
+
+    fn get(&self, place: &Place) -> Result<Vec<f64>> {
+        let size = self.device.precision().bytes();
+        let mut bytes = vec![0u8; crate::cpu::strided::span(&place.shape, &place.strides) * size];
+        // SAFETY: the place lies in the plan's allocation and reaches this far.
+        unsafe { self.device.download(place.address, &mut bytes)? };
+        let stored: Vec<f64> = match self.device.precision() {
+            Precision::F64 => bytemuck::pod_collect_to_vec(&bytes),
+            Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap()) as f64).collect(),
+        };
+        Ok(indices(place).map(|i| stored[i]).collect())
+    }
+}
+
+/// The stored index of each element, in row-major order.
+fn indices(place: &Place) -> impl Iterator<Item = usize> + '_ {
+    (0..place.numel()).map(|mut i| {
+        let mut offset = 0;
+        for (&n, &stride) in place.shape.iter().zip(&place.strides).rev() {
+            offset += i % n * stride;
+            i /= n;
+        }
+        offset
+    })
+}
+
+/// Row-major values in the order in which a place without gaps stores them.
+fn to_stored(place: &Place, data: &[f64]) -> Vec<f64> {
+    let mut stored = vec![0.0; data.len()];
+    for (&x, i) in data.iter().zip(indices(place)) {
+        stored[i] = x;
+    }
+    stored
+}
