@@ -14,6 +14,7 @@ pub mod op;
 pub mod ops;
 pub mod philox;
 pub mod plan;
+pub mod validate;
 
 pub use device::Device;
 pub use error::{Error, Result};
