@@ -35,7 +35,7 @@ pub struct Common {
     #[arg(long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// What to round inputs and outputs to [default: as the first floating-point input]
-    #[arg(long)]
+    #[arg(long, value_name = "f64|f32|f16|bf16", hide_possible_values = true)]
     pub dtype: Option<Dtype>,
     /// Where to compute.
     #[command(flatten)]
@@ -87,7 +87,9 @@ fn subcommand(entry: &'static Entry, spec: &'static RunSpec) -> Command {
         let arg = Arg::new(option.name).long(option.name).help(option.help);
         match option.value {
             None => arg.action(ArgAction::SetTrue),
-            Some(value) if value.contains('|') => arg.value_parser(value.split('|').collect::<Vec<_>>()),
+            Some(value) if value.contains('|') => {
+                arg.value_name(value).value_parser(value.split('|').collect::<Vec<_>>()).hide_possible_values(true)
+            }
             Some(value) => arg.value_name(value).allow_negative_numbers(true),
         }
     });
