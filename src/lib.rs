@@ -14,6 +14,7 @@ pub mod op;
 pub mod ops;
 pub mod philox;
 pub mod plan;
+pub mod run_spec;
 pub mod validate;
 
 pub use device::Device;
