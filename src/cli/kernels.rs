@@ -85,9 +85,10 @@ pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
     };
     let report: Report = gate::build(items, &archs, out.as_deref(), how.jobs, &Cache::standard()?, &progress)?;
     bar.finish_and_clear();
-    print!("{}", report.table());
+    super::print(report.table())?;
     if let Some(folder) = out {
-        println!("written to {}; use it with ATTN_KERNELS={}", folder.display(), folder.display());
+        let folder = folder.display();
+        super::print_line(format_args!("written to {folder}; use it with ATTN_KERNELS={folder}"))?;
     }
     if let Some(path) = how.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
