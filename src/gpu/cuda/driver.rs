@@ -160,7 +160,9 @@ impl Cuda {
                             or `--device emulator` its line";
                 Error::kernel(kernel, format!("{text}; {hint}"))
             }
-            Status::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(0),
+            Status::CUDA_ERROR_OUT_OF_MEMORY => {
+                Error::device(&self.device, text, "use a smaller batch or length, or end other programs on the GPU")
+            }
             Status::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
             | Status::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
             | Status::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
@@ -318,13 +320,13 @@ impl Driver for Cuda {
 
     fn function(&self, module: &Module, entry: &str) -> Result<Function> {
         let key = (module.text.as_ptr() as usize, module.text.len());
+        self.bind()?;
         let mut code = lock(&self.code);
         let Code { modules, functions } = &mut *code;
         let same_text = modules.entry(key).or_default();
         let index = match same_text.iter().position(|loaded| loaded.defines == module.defines) {
             Some(index) => index,
             None => {
-                self.bind()?;
                 let handle = Raw(self.beside_capture(|| self.load(module))?);
                 same_text.push(LoadedModule { defines: module.defines.clone(), handle, entries: Vec::new() });
                 same_text.len() - 1
@@ -334,7 +336,6 @@ impl Driver for Cuda {
         if let Some((_, function)) = loaded.entries.iter().find(|(name, _)| name == entry) {
             return Ok(*function);
         }
-        self.bind()?;
         let name = format!("{entry} of {module}");
         let function = self.beside_capture(|| Loaded::new(loaded.handle.0, entry, name))?;
         functions.push(Arc::new(function));

@@ -343,3 +343,28 @@ fn kib(bytes: u32) -> String {
         _ => format!("{:.1}K", f64::from(bytes) / 1024.0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernel::Source;
+
+    #[test]
+    fn items_of_one_module_become_one() {
+        // SAFETY: never compiled or launched.
+        const SOURCE: Source = unsafe { Source::new("twice", "", &["forward"]) };
+        let item = |n: u32| GateItem::new(Module::new(&SOURCE).define("N", n));
+        let [sm_80, sm_86] = [Arch::ALL[1], Arch::ALL[2]];
+        let list = [
+            item(1).shared("forward", 5).only(sm_80),
+            item(2),
+            item(1).shared("forward", 3).shared("backward", 4).only(sm_86).only(sm_80),
+            item(2).only(sm_80),
+        ];
+        let merged = merge(&list);
+        assert_eq!(merged.len(), 2);
+        assert_eq!(merged[0].dynamic_shared, BTreeMap::from([("backward".into(), 4), ("forward".into(), 5)]));
+        assert_eq!(merged[0].archs, [sm_80, sm_86]);
+        assert!(merged[1].archs.is_empty() && merged[1].wants(sm_86) && !merged[0].wants(Arch::ALL[0]));
+    }
+}

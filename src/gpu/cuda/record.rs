@@ -119,3 +119,30 @@ impl Driver for Recorder {
         Ok((139 << 30, 139 << 30))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernel::Source;
+
+    #[test]
+    fn notes_modules_entries_and_the_most_shared_memory() {
+        // SAFETY: never compiled or launched.
+        const SOURCE: Source = unsafe { Source::new("twice", "", &["forward", "backward"]) };
+        let recorder = Recorder::new(Arch::ALL[1]);
+        assert_eq!((recorder.properties().sm, recorder.properties().shared_per_block), (80, 163 << 10));
+        let module = Module::new(&SOURCE).define("N", 1);
+        let forward = recorder.function(&module, "forward").unwrap();
+        assert_eq!(recorder.function(&module, "forward").unwrap(), forward);
+        let backward = recorder.function(&module, "backward").unwrap();
+        for (function, shared) in [(forward, 10), (forward, 30), (forward, 20), (backward, 5)] {
+            let launch = Launch { grid: [1; 3], block: [1; 3], shared };
+            // SAFETY: nothing is executed.
+            unsafe { recorder.launch(function, launch, &[]) }.unwrap();
+        }
+        let expected = |entry, shared| GateItem::new(module.clone()).only(Arch::ALL[1]).shared(entry, shared);
+        assert_eq!(recorder.items(), [expected("forward", 30), expected("backward", 5)]);
+        let (first, second) = (recorder.alloc(1).unwrap(), recorder.alloc(300).unwrap());
+        assert!(first % 256 == 0 && second == first + 256);
+    }
+}
