@@ -120,9 +120,11 @@ fn wrong_launches_are_refused() {
         let error = unsafe { cuda.launch(function, launch, &[&view, &[0; 8], &[0; 4], &[0; 4]]) };
         assert!(matches!(error, Err(Error::Kernel { .. })), "{launch:?}: {error:?}");
     }
-    // SAFETY: refused before it starts where the driver tells the parameters' sizes (CUDA 12.4).
-    let error = unsafe { cuda.launch(function, good, &[&[0; 32], &[0; 8], &[0; 8], &[0; 4]]) }.unwrap_err().to_string();
-    assert!(error.contains("[32, 8, 4, 4]"), "{error}");
+    // SAFETY: a length of 0 touches nothing, where an old driver (before CUDA 12.4) cannot tell the parameters' sizes.
+    match unsafe { cuda.launch(function, good, &[&[0; 32], &[0; 8], &[0; 8], &[0; 4]]) } {
+        Err(error) => assert!(error.to_string().contains("[32, 8, 4, 4]"), "{error}"),
+        Ok(()) => eprintln!("NOT RUN: this driver does not tell the parameters' sizes"),
+    }
     assert!(cuda.function(&Module::new(&SOURCE).define("DEFINED", 1), "absent").is_err());
     let (free, total) = cuda.memory().unwrap();
     assert!(free > 0 && free <= total);

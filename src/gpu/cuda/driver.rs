@@ -272,10 +272,16 @@ impl Driver for Cuda {
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
         // Nobody could act on a failure here; a lost context frees everything anyway.
-        if self.bind().is_ok() {
-            // SAFETY: the caller's promise. Waits for work under way.
-            let _ = self.beside_capture(|| unsafe { result::free_sync(address) });
+        if self.bind().is_err() {
+            return;
         }
+        if !self.capturing.load(Ordering::Relaxed) {
+            // Work that was submitted before may still use it, and cuMemFree is not said to wait for other streams.
+            // SAFETY: the stream lives.
+            let _ = unsafe { result::stream::synchronize(self.stream()) };
+        }
+        // SAFETY: the caller's promise.
+        let _ = self.beside_capture(|| unsafe { result::free_sync(address) });
     }
 
     unsafe fn fill(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
