@@ -322,8 +322,16 @@ impl Report {
         let mut text = format!("{}\n", table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n"));
         text.push_str("(r: registers a thread; then shared memory a block; the most of all modules)\n");
         for (name, list) in [("warning", &self.warnings), ("FAILED", &self.problems)] {
-            for Problem { kernel, arch, problem } in list {
-                text.push_str(&format!("{name}: {kernel} for {arch}: {problem}\n"));
+            // The same on several architectures is said once.
+            let mut said: Vec<(&Problem, Vec<&str>)> = Vec::new();
+            for item in list {
+                match said.iter_mut().find(|(p, _)| (&p.kernel, &p.problem) == (&item.kernel, &item.problem)) {
+                    Some((_, archs)) => archs.push(&item.arch),
+                    None => said.push((item, vec![&item.arch])),
+                }
+            }
+            for (Problem { kernel, problem, .. }, archs) in said {
+                text.push_str(&format!("{name}: {kernel} for {}: {problem}\n", archs.join(", ")));
             }
         }
         let verdict = if self.passed() { "passed".into() } else { format!("{} problems", self.problems.len()) };
