@@ -1,7 +1,7 @@
 //! `attn validate`: every kernel, forward and backward, against the f64 oracle.
 
 use super::Status;
-use super::device::{Choice, DeviceArgs, open};
+use super::device::{Choice, DeviceArgs};
 use crate::case::Case;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use crate::gpu::Gpu;
 use crate::gpu::cuda::Arch;
 use crate::gpu::emulator::{CopyPolicy, Emulator, EmulatorOptions, Order, Sanitizer, reexec_with};
 use crate::gpu::modules::launched;
-use crate::io::atomic;
+use crate::io::write_atomically;
 use crate::ops::{Entry, OPS};
 use crate::validate::{Row, Schedule, validate};
 use std::collections::BTreeMap;
@@ -115,7 +115,7 @@ pub fn main(args: Args) -> Result<Status> {
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).expect("rows are plain data");
-        atomic::write(path, text.as_bytes())?;
+        write_atomically(path, text.as_bytes())?;
     }
     super::print_line(summary(&entries, &rows))?;
     let failed = rows.iter().filter(|r| !r.passed).count();
@@ -168,7 +168,7 @@ fn show(args: &Args, new: &[Row], rows: &mut Vec<Row>) {
 /// A line an op and dtype: tensors compared, the largest error and how near to its bound one came.
 fn summary(entries: &[&Entry], rows: &[Row]) -> String {
     let mut table = comfy_table::Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["op", "dtype", "tensors", "max error", "of its bound", "verdict"]);
     let mut by_op: BTreeMap<(usize, &str), Vec<&Row>> = BTreeMap::new();
     for row in rows {
