@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod copy;
+pub mod linear_attention;
 pub mod matmul;
 
 use crate::case::Case;
@@ -29,4 +30,4 @@ pub struct Entry {
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
 /// Every op.
-pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY];
+pub static OPS: &[&Entry] = &[&copy::ENTRY, &linear_attention::ENTRY, &matmul::ENTRY];
