@@ -14,7 +14,7 @@ mod gpu;
 mod tests;
 mod validation;
 
-use crate::cli::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
+use crate::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
 use crate::cpu::Real;
 use crate::error::{Error, Result};
 use crate::graph::Tensor;
