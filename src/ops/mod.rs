@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod copy;
+pub mod linear_attention;
 pub mod matmul;
 pub mod softmax_attention;
 
@@ -30,4 +31,4 @@ pub struct Entry {
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
 /// Every op.
-pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY, &softmax_attention::ENTRY];
+pub static OPS: &[&Entry] = &[&copy::ENTRY, &linear_attention::ENTRY, &matmul::ENTRY, &softmax_attention::ENTRY];
