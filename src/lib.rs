@@ -12,6 +12,7 @@ pub mod graph;
 pub mod io;
 pub mod op;
 pub mod ops;
+pub mod optimizer;
 pub mod philox;
 pub mod plan;
 pub mod run_spec;
