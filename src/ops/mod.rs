@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod copy;
 pub mod matmul;
+pub mod softmax_attention;
 
 use crate::case::Case;
 use crate::cli::run_spec::RunSpec;

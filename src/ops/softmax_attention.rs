@@ -1,0 +1,3 @@
+//! Softmax attention.
+
+pub mod cpu;
