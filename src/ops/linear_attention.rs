@@ -14,13 +14,13 @@ mod gpu;
 mod tests;
 mod validation;
 
-use crate::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
 use crate::cpu::Real;
 use crate::error::{Error, Result};
 use crate::graph::Tensor;
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
+use crate::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
 use std::fmt;
 use std::str::FromStr;
 
