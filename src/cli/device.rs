@@ -5,6 +5,7 @@ use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::cuda::{Cuda, devices};
+use crate::gpu::emulator::{Emulator, EmulatorOptions};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -84,7 +85,10 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
         Choice::Auto if precision == Precision::F64 || devices().is_err() => Ok(cpu(precision, threads)),
         Choice::Auto => open(Choice::Cuda(0), precision, threads),
         Choice::Cuda(n) => Ok(Arc::new(Gpu::new(choice.to_string(), Arc::new(Cuda::new(n)?)))),
-        Choice::Emulator => Err(Error::device("emulator", "is not in this build", "use --device cpu")),
+        Choice::Emulator => {
+            let options = EmulatorOptions { threads, ..Default::default() };
+            Ok(Arc::new(Gpu::new("emulator", Arc::new(Emulator::new(options)?))))
+        }
     }
 }
 

@@ -97,3 +97,31 @@ pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
     }
     Ok(report.passed())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: KernelsArgs,
+    }
+
+    fn parse(line: &str) -> Result<KernelsArgs, clap::Error> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+    }
+
+    #[test]
+    fn lines_are_understood_or_refused_with_a_remedy() {
+        let args = parse("kernels build --arch 80,90 --out built --install --jobs 3 --json r.json").unwrap();
+        let Command::Build { arch, out, how } = args.command else { panic!("{args:?}") };
+        assert_eq!(arch.0, Arch::parse_list("sm_80,sm_90a").unwrap());
+        assert!(out.as_os_str() == "built" && how.install && how.jobs == 3 && how.json.is_some());
+        let Command::Report { arch, .. } = parse("kernels report").unwrap().command else { panic!() };
+        assert_eq!(arch.0, Arch::ALL);
+        assert!(parse("kernels build").unwrap_err().to_string().contains("--out"));
+        assert!(parse("kernels report --arch volta").unwrap_err().to_string().contains("sm_75"));
+    }
+}

@@ -6,6 +6,7 @@ pub mod device;
 pub mod devices;
 pub mod kernels;
 pub mod run;
+pub mod validate;
 
 use crate::error::{Error, Result};
 use crate::gpu::cuda::Arch;
@@ -44,7 +45,7 @@ struct DevicesArgs {
 #[derive(Debug, Subcommand)]
 enum Command {
     Devices(DevicesArgs),
-    // Validate(validate::Args),
+    Validate(validate::Args),
     Bench(bench::Args),
     Run(run::Args),
     // Train(train::Args),
@@ -63,7 +64,7 @@ enum Command {
 pub fn main() -> anyhow::Result<Status> {
     let status = match Cli::parse().command {
         Command::Devices(args) => return devices::run(args.json).map(|()| Status::Done),
-        // Command::Validate(args) => validate::main(args),
+        Command::Validate(args) => validate::main(args),
         Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
         // Command::Train(args) => train::main(args),

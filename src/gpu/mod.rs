@@ -4,6 +4,7 @@ pub mod arguments;
 pub mod cuda;
 mod device;
 pub mod driver;
+pub mod emulator;
 pub mod kernel;
 pub mod modules;
 pub mod recorder;

@@ -283,7 +283,7 @@ impl Bench<'_> {
                 });
                 break;
             }
-            let mut reference = None;
+            let mut reference: Option<Vec<f64>> = None;
             for entry in &order {
                 bar.set_message(format!("{} T={length}", entry.name));
                 let measured = self.setting.measure(entry, length, seconds, flush.as_ref(), interrupted)?;

@@ -72,7 +72,7 @@ pub fn bytes(n: usize) -> String {
 /// The table on stdout.
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["variant", "T", "median ms", "min ms", "TFLOP/s", "GB/s", "memory", "error"]);
     for (i, r) in rows.iter().enumerate() {
         let again = i > 0 && rows[i - 1].variant == r.variant;
