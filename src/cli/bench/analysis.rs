@@ -102,7 +102,7 @@ pub fn about(length: f64) -> String {
 pub fn sentence(rows: &[Row], crossovers: &[Crossover], is_linear: &dyn Fn(&str) -> bool, place: &str) -> String {
     let Some(last) = rows.iter().map(|r| r.length).max() else { return "Nothing was measured.".into() };
     let of = |variant: &str| rows.iter().find(|r| r.variant == variant && r.length == last);
-    let direction = match rows[0].direction {
+    let timed = match rows[0].direction {
         "both" => "forward and backward",
         one => one,
     };
@@ -110,9 +110,9 @@ pub fn sentence(rows: &[Row], crossovers: &[Crossover], is_linear: &dyn Fn(&str)
     for c in crossovers.iter().filter(|c| c.against == super::SOFTMAX && is_linear(c.variant)) {
         let name = c.variant;
         let mut part = match c.length {
-            Some(t) if c.from_the_start => format!("{name} beats {} at every length from T = {t}", c.against),
-            Some(t) => format!("{name} overtakes {} from T ≈ {}", c.against, about(t)),
-            None => format!("{name} does not overtake {} up to T = {last}", c.against),
+            Some(t) if c.from_the_start => format!("{name} beats {} at every length from T = {t} ({timed})", c.against),
+            Some(t) => format!("{name} overtakes {} from T ≈ {} ({timed})", c.against, about(t)),
+            None => format!("{name} does not overtake {} up to T = {last} ({timed})", c.against),
         };
         if let (Some(fast), Some(slow)) = (of(name), of(c.against)) {
             let times = slow.median_ms / fast.median_ms;
@@ -130,9 +130,9 @@ pub fn sentence(rows: &[Row], crossovers: &[Crossover], is_linear: &dyn Fn(&str)
         let fastest = at_last.min_by(|a, b| a.median_ms.total_cmp(&b.median_ms)).expect("a row has that length");
         let (name, ms) = (fastest.variant, super::report::milliseconds(fastest.median_ms));
         let alone = if variants(rows).len() == 1 { "takes" } else { "is the fastest with" };
-        parts.push(format!("{name} {alone} {ms} ms at T = {last}"));
+        parts.push(format!("{name} {alone} {ms} ms at T = {last} ({timed})"));
     }
-    format!("On {place} ({direction}), {}.", parts.join("; "))
+    format!("On {place}, {}.", parts.join("; "))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::Row;
 use super::analysis::{Crossover, Exponents};
 use crate::error::Result;
 use crate::io::Target;
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use serde::Serialize;
 
 /// The JSON file.
@@ -72,7 +72,7 @@ pub fn bytes(n: usize) -> String {
 /// The table on stdout.
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header(["variant", "T", "median ms", "min ms", "TFLOP/s", "GB/s", "memory", "error"]);
     for (i, r) in rows.iter().enumerate() {
         let again = i > 0 && rows[i - 1].variant == r.variant;
@@ -90,7 +90,7 @@ pub fn table(rows: &[Row]) -> String {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.to_string()
+    table.trim_fmt()
 }
 
 /// Exponents and crossovers, a line each.
