@@ -215,7 +215,7 @@ fn draw<DB: DrawingBackend>(
     text(&figure.subtitle, 28.0, 62.0, 14.0, FontStyle::Normal, MUTED, HPos::Left)?;
     for tick in time_ticks(y_low, y_high) {
         line(vec![(left, y.at(tick)), (right, y.at(tick))], GRID, 1.0)?;
-        text(&time_label(tick), left - 12.0, y.at(tick), 13.0, FontStyle::Normal, MUTED, HPos::Right)?;
+        text(&time_label(tick), left - 12.0, y.at(tick) + 1.5, 13.0, FontStyle::Normal, MUTED, HPos::Right)?;
     }
     for tick in length_ticks(x_low, x_high) {
         line(vec![(x.at(tick), top), (x.at(tick), bottom)], GRID, 1.0)?;

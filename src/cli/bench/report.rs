@@ -59,6 +59,11 @@ fn significant(x: f64, digits: i32) -> String {
     format!("{x:.*}", decimals as usize)
 }
 
+/// An error: small ones as powers of ten.
+fn short(e: f64) -> String {
+    if e != 0.0 && e < 1e-3 { format!("{e:.1e}") } else { significant(e, 3) }
+}
+
 /// Such as `12 MiB`.
 pub fn bytes(n: usize) -> String {
     match n {
@@ -84,7 +89,7 @@ pub fn table(rows: &[Row]) -> String {
             significant(r.tflops, 3),
             significant(r.gbps, 3),
             bytes(r.peak_bytes),
-            r.error.map(|e| format!("{e:.2e}")).unwrap_or_default(),
+            r.error.map(short).unwrap_or_default(),
         ]);
     }
     for column in table.column_iter_mut().skip(1) {
