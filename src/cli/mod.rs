@@ -1,5 +1,6 @@
 //! The command line: one file a command. To add one: a line in each of the three lists below.
 
+pub mod bench;
 pub mod completions;
 pub mod device;
 pub mod devices;
@@ -45,7 +46,7 @@ struct DevicesArgs {
 enum Command {
     Devices(DevicesArgs),
     Validate(validate::Args),
-    // Bench(bench::Args),
+    Bench(bench::Args),
     Run(run::Args),
     // Train(train::Args),
     // Eval(eval::Args),
@@ -64,7 +65,7 @@ pub fn main() -> anyhow::Result<Status> {
     let status = match Cli::parse().command {
         Command::Devices(args) => return devices::run(args.json).map(|()| Status::Done),
         Command::Validate(args) => validate::main(args),
-        // Command::Bench(args) => bench::main(args),
+        Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
         // Command::Train(args) => train::main(args),
         // Command::Eval(args) => eval::main(args),
