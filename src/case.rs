@@ -28,6 +28,7 @@ pub enum Data {
 }
 
 /// A graph under construction, with its inputs' data.
+#[derive(Clone)]
 pub struct CaseGraph {
     graph: Graph,
     /// Each input or parameter, and what it holds.

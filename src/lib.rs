@@ -9,10 +9,12 @@ pub mod device;
 pub mod error;
 pub mod gpu;
 pub mod graph;
+pub mod io;
 pub mod op;
 pub mod ops;
 pub mod philox;
 pub mod plan;
+pub mod validate;
 
 pub use device::Device;
 pub use error::{Error, Result};

@@ -1,0 +1,182 @@
+//! Comparing a device with the oracle, case by case.
+//!
+//! Error of a tensor: max|x − ref| / max(max|ref|, 0.1) against `Cpu<f64>` in [`crate::op::Mode::Definition`]. The
+//! bound is FlashAttention's rule: twice the error of the plain same-precision computation (the definition in f32)
+//! plus a floor per dtype. Memory is poisoned with NaN first, and NaN never passes.
+
+use crate::case::{Case, Data};
+use crate::cpu::Cpu;
+use crate::device::{Device, Precision};
+use crate::error::{Error, Result};
+use crate::graph::Tensor;
+use crate::ops::Entry;
+use crate::plan::{Plan, PlanOptions};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// One tensor of one case, compared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The op's name.
+    pub op: String,
+    /// The case, with the thread order if it ran in several.
+    pub case: String,
+    /// `out:0` and so on for outputs, `d` + name for gradients.
+    pub tensor: String,
+    /// The dtype of the computation.
+    pub dtype: &'static str,
+    /// As defined above; infinite where a NaN or infinity stands in one of the two only.
+    pub error: f64,
+    /// What it may be at most.
+    pub bound: f64,
+    /// Whether it is.
+    pub passed: bool,
+}
+
+/// A tensor that a case gives, by name.
+pub type Named = (String, Vec<f64>);
+
+/// Runs a case forward and backward on a device and reads every output and every gradient.
+///
+/// # Errors
+/// If the case does not record, or the device fails.
+pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
+    let (graph, outputs) = case.build()?;
+    let roots: Vec<Tensor> = outputs.iter().copied().filter(|&t| graph.needs_gradient(t)).collect();
+    let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();
+    let data = graph.data.clone();
+    let options = PlanOptions { roots: roots.clone(), keep: outputs.clone(), poison: true, ..Default::default() };
+    let plan = Plan::new((*graph).clone(), device, &options)?;
+    for (t, data) in &data {
+        match data {
+            Data::Real(values) => plan.write(*t, values)?,
+            Data::Int(values) => plan.write_indices(*t, values)?,
+        }
+    }
+    roots.iter().zip(&seeds).try_for_each(|(&t, seed)| plan.seed(t, seed))?;
+    plan.forward()?;
+    let mut results = Vec::new();
+    for (i, &t) in outputs.iter().enumerate() {
+        results.push((format!("out:{i}"), plan.read(t)?));
+    }
+    if !roots.is_empty() {
+        plan.backward()?;
+        for (t, _) in data.iter().filter(|(t, _)| graph.needs_gradient(*t)) {
+            results.push((format!("d{}", graph.name(*t)), plan.read_gradient(*t)?));
+        }
+    }
+    plan.device().synchronize()?;
+    Ok(results)
+}
+
+/// max|x − ref| / max(max|ref|, 0.1). A reference that is zero throughout is compared absolutely. Infinities must
+/// agree; a NaN anywhere makes the error infinite.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn error(x: &[f64], reference: &[f64]) -> f64 {
+    assert_eq!(x.len(), reference.len());
+    let mut difference = 0.0f64;
+    let mut largest = 0.0f64;
+    for (&x, &r) in x.iter().zip(reference) {
+        if x == r {
+            largest = if r.is_finite() { largest.max(r.abs()) } else { largest };
+        } else if !x.is_finite() || !r.is_finite() {
+            return f64::INFINITY;
+        } else {
+            difference = difference.max((x - r).abs());
+            largest = largest.max(r.abs());
+        }
+    }
+    if largest == 0.0 { difference } else { difference / largest.max(0.1) }
+}
+
+/// What one case should give, and how far plain f32 is from it.
+pub struct Expected {
+    oracle: Vec<Named>,
+    plain: Option<Vec<f64>>,
+}
+
+impl Expected {
+    /// Runs the oracle, and for f32 the plain computation.
+    ///
+    /// # Errors
+    /// If the case does not record.
+    pub fn of(case: &Case, precision: Precision) -> Result<Expected> {
+        let oracle = run_case(case, Arc::new(Cpu::<f64>::definition()))?;
+        let plain = match precision {
+            Precision::F64 => None,
+            Precision::F32 => {
+                let plain = run_case(case, Arc::new(Cpu::<f32>::definition()))?;
+                Some(plain.iter().zip(&oracle).map(|((_, x), (_, r))| error(x, r)).collect())
+            }
+        };
+        Ok(Expected { oracle, plain })
+    }
+
+    /// Compares results with it.
+    pub fn compare(&self, op: &str, case: &str, results: &[Named]) -> Vec<Row> {
+        (results.iter().zip(&self.oracle).enumerate())
+            .map(|(i, ((name, x), (_, reference)))| {
+                let (dtype, bound) = match &self.plain {
+                    None => ("f64", 1e-10),
+                    Some(plain) => ("f32", 2.0 * plain[i] + 2e-6),
+                };
+                let error = error(x, reference);
+                // A bound that is not finite would let anything pass.
+                let passed = bound.is_finite() && error <= bound;
+                let (op, case, tensor) = (op.to_string(), case.to_string(), name.clone());
+                Row { op, case, tensor, dtype, error, bound, passed }
+            })
+            .collect()
+    }
+}
+
+/// A way to run a case: its label (empty if there is but one) and what to set before it.
+pub type Schedule = (String, Box<dyn Fn()>);
+
+/// Validates every case of the entries on a device. `schedules` says in which ways each case runs.
+///
+/// # Errors
+/// If a case does not record or the device fails, naming op and case.
+pub fn validate(
+    entries: &[&Entry],
+    device: &Arc<dyn Device>,
+    schedules: &dyn Fn(&Case) -> Vec<Schedule>,
+    report: &mut dyn FnMut(&[Row]),
+) -> Result<()> {
+    for entry in entries {
+        for case in (entry.cases)() {
+            let named = |e: Error| {
+                Error::device(
+                    device.name(),
+                    format!("{}, case `{}`: {e}", entry.name, case.name),
+                    "see the case in the op's file",
+                )
+            };
+            let expected = Expected::of(&case, device.precision()).map_err(named)?;
+            for (label, prepare) in schedules(&case) {
+                prepare();
+                let results = run_case(&case, device.clone()).map_err(named)?;
+                let name = if label.is_empty() { case.name.clone() } else { format!("{} ({label})", case.name) };
+                report(&expected.compare(entry.name, &name, &results));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_never_passes() {
+        assert_eq!(error(&[f64::NAN], &[f64::NAN]), f64::INFINITY);
+        assert_eq!(error(&[f64::NAN], &[1.0]), f64::INFINITY);
+        assert_eq!(error(&[f64::NEG_INFINITY, 1.0], &[f64::NEG_INFINITY, 1.0]), 0.0);
+        assert_eq!(error(&[f64::INFINITY], &[1.0]), f64::INFINITY);
+        assert_eq!(error(&[0.5], &[0.0]), 0.5);
+        assert!((error(&[2.2], &[2.0]) - 0.1).abs() < 1e-12);
+    }
+}
