@@ -64,7 +64,11 @@ pub fn main(args: Args) -> Result<Status> {
             let Evaluation { tokens, loss } = found;
             let perplexity = found.perplexity();
             let (directory, path) = (directory.display().to_string(), path.display().to_string());
-            let name = if args.checkpoint.len() * args.text.len() > 1 { format!("{directory}, {path}: ") } else { String::new() };
+            let name = if args.checkpoint.len() * args.text.len() > 1 {
+                format!("{directory}, {path}: ")
+            } else {
+                String::new()
+            };
             print_line(format_args!("{name}tokens {tokens}, loss {loss:.6}, perplexity {perplexity:.4}"))?;
             rows.push(json!({
                 "checkpoint": directory, "text": path, "tokens": tokens, "loss": loss, "perplexity": perplexity

@@ -2,8 +2,12 @@
 
 pub mod completions;
 pub mod device;
+pub mod eval;
+pub mod generate;
 pub mod run;
 pub mod run_spec;
+pub mod settings;
+pub mod train;
 
 use crate::error::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -33,9 +37,9 @@ enum Command {
     // Validate(validate::Args),
     // Bench(bench::Args),
     Run(run::Args),
-    // Train(train::Args),
-    // Eval(eval::Args),
-    // Generate(generate::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
     // Kernels(kernels::Args),
     Completions(completions::Args),
 }
@@ -51,9 +55,9 @@ pub fn main() -> Result<Status> {
         // Command::Validate(args) => validate::main(args),
         // Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
-        // Command::Train(args) => train::main(args),
-        // Command::Eval(args) => eval::main(args),
-        // Command::Generate(args) => generate::main(args),
+        Command::Train(args) => train::main(args),
+        Command::Eval(args) => eval::main(args),
+        Command::Generate(args) => generate::main(args),
         // Command::Kernels(args) => kernels::main(args),
         Command::Completions(args) => completions::main(args),
     }

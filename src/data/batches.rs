@@ -32,14 +32,7 @@ impl Batches {
     ///
     /// # Errors
     /// If the corpus is shorter than a block and one token.
-    pub fn new(
-        corpus: Corpus,
-        what: &str,
-        order: DataOrder,
-        rows: usize,
-        block: usize,
-        seed: u64,
-    ) -> Result<Batches> {
+    pub fn new(corpus: Corpus, what: &str, order: DataOrder, rows: usize, block: usize, seed: u64) -> Result<Batches> {
         corpus.check_length(what, block)?;
         Ok(Batches { corpus, order, rows, block, seed })
     }

@@ -112,7 +112,11 @@ impl Gpt {
         let found = OPS.iter().find(|e| e.name == config.attention).and_then(|e| e.attention);
         let Some(attention) = found else {
             let remedy = format!("give one of {}", attention_variants().join(", "));
-            return Err(Error::argument(format!("--attention {}", config.attention), "is no attention variant", remedy));
+            return Err(Error::argument(
+                format!("--attention {}", config.attention),
+                "is no attention variant",
+                remedy,
+            ));
         };
         Ok(Gpt { config, attention })
     }
@@ -177,7 +181,11 @@ impl Gpt {
     /// If `dropout` is not in [0, 1).
     pub fn loss(&self, rows: usize, dropout: f64) -> Result<LossGraph> {
         if !(0.0..1.0).contains(&dropout) {
-            return Err(Error::argument(format!("--dropout {dropout}"), "is no probability", "give 0 or more, below 1"));
+            return Err(Error::argument(
+                format!("--dropout {dropout}"),
+                "is no probability",
+                "give 0 or more, below 1",
+            ));
         }
         let (mut graph, shape) = (Graph::new(), [rows, self.config.block]);
         let vocabulary = self.config.vocabulary as i64;

@@ -90,7 +90,8 @@ pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, p
         };
         if found.shape != graph.shape(t) {
             let problem = format!("tensor `{name}` has shape {:?}, expected {:?}", found.shape, graph.shape(t));
-            let remedy = "give weights of the same --preset, --block-size and vocabulary (h.* weights are stored (in, out))";
+            let remedy =
+                "give weights of the same --preset, --block-size and vocabulary (h.* weights are stored (in, out))";
             return Err(Error::file(path, problem, remedy));
         }
         plan.write(t, &found.values)?;

@@ -160,8 +160,9 @@ impl Checkpoint {
         }
         let path = self.directory.join(TRAINING);
         let remedy = "start anew from the weights with --init";
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| Error::file(&path, format!("cannot be read: {e}"), format!("this run cannot be resumed: {remedy}")))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::file(&path, format!("cannot be read: {e}"), format!("this run cannot be resumed: {remedy}"))
+        })?;
         let Training { step, settings } = serde_json::from_str(&text)
             .map_err(|e| Error::file(&path, format!("is no description of a run: {e}"), remedy))?;
         Ok((step, settings))

@@ -2,10 +2,10 @@
 
 use crate::device::Device;
 use crate::error::Result;
+use crate::graph::Tensor;
 use crate::model::LossGraph;
 use crate::optimizer::{AdamW, ClipGradientNorm};
 use crate::plan::{Plan, PlanOptions};
-use crate::graph::Tensor;
 use std::sync::Arc;
 
 /// AdamW's settings. The learning rate is constant.
