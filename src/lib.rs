@@ -16,6 +16,7 @@ pub mod op;
 pub mod ops;
 pub mod philox;
 pub mod plan;
+pub mod run_spec;
 pub mod train;
 pub mod validate;
 

@@ -3,6 +3,9 @@
 use crate::cpu::Cpu;
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::gpu::cuda::{Cuda, devices};
+use crate::gpu::emulator::{Emulator, EmulatorOptions};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -78,9 +81,13 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
     }
     match choice {
         Choice::Cpu => Ok(cpu(precision, threads)),
-        Choice::Auto => Ok(cpu(precision, threads)),
-        Choice::Emulator | Choice::Cuda(_) => {
-            Err(Error::device(choice.to_string(), "is not in this build", "use --device cpu"))
+        // Half a GPU (no compiler, no memory) is for the user to decide about, so only a missing one leads to the CPU.
+        Choice::Auto if precision == Precision::F64 || devices().is_err() => Ok(cpu(precision, threads)),
+        Choice::Auto => open(Choice::Cuda(0), precision, threads),
+        Choice::Cuda(n) => Ok(Arc::new(Gpu::new(choice.to_string(), Arc::new(Cuda::new(n)?)))),
+        Choice::Emulator => {
+            let options = EmulatorOptions { threads, ..Default::default() };
+            Ok(Arc::new(Gpu::new("emulator", Arc::new(Emulator::new(options)?))))
         }
     }
 }

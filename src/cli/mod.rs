@@ -2,14 +2,19 @@
 
 pub mod completions;
 pub mod device;
+pub mod devices;
 pub mod eval;
 pub mod generate;
+pub mod kernels;
 pub mod run;
-pub mod run_spec;
 pub mod settings;
 pub mod train;
+pub mod validate;
 
 use crate::error::{Error, Result};
+use crate::gpu::cuda::Arch;
+use crate::gpu::modules::launched;
+use crate::ops::OPS;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 
@@ -31,16 +36,26 @@ pub struct Cli {
     command: Command,
 }
 
+/// Show what is here to compute on, and how to get what is not
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  attn devices --json")]
+struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    // Devices(devices::Args),
-    // Validate(validate::Args),
+    Devices(DevicesArgs),
+    Validate(validate::Args),
     // Bench(bench::Args),
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
     Generate(generate::Args),
-    // Kernels(kernels::Args),
+    /// Compile every kernel for GPUs that are not here
+    Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
 }
 
@@ -49,18 +64,22 @@ enum Command {
 ///
 /// # Errors
 /// Whatever the command met; to be printed, with exit code 2.
-pub fn main() -> Result<Status> {
-    match Cli::parse().command {
-        // Command::Devices(args) => devices::main(args),
-        // Command::Validate(args) => validate::main(args),
+pub fn main() -> anyhow::Result<Status> {
+    let status = match Cli::parse().command {
+        Command::Devices(args) => return devices::run(args.json).map(|()| Status::Done),
+        Command::Validate(args) => validate::main(args),
         // Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
         Command::Generate(args) => generate::main(args),
-        // Command::Kernels(args) => kernels::main(args),
+        Command::Kernels(args) => {
+            let passed = kernels::run(args, &launched(OPS, &Arch::ALL)?)?;
+            return Ok(if passed { Status::Done } else { Status::Failed });
+        }
         Command::Completions(args) => completions::main(args),
-    }
+    };
+    Ok(status?)
 }
 
 /// Writes to stdout: what `print!` does, less its panic. Where the reader has gone (`attn … | head`), there is

@@ -1,7 +1,6 @@
 //! `attn run OP`: one op on somebody's own tensors.
 
 use super::device::DeviceArgs;
-use super::run_spec::{Given, RunGraph, RunSpec, TensorDoc};
 use super::{Status, print};
 use crate::device::Precision;
 use crate::error::{Error, Result};
@@ -11,6 +10,7 @@ use crate::io::tensors::{self, Dtype, Loaded, Written};
 use crate::op::Kind;
 use crate::ops::{Entry, OPS};
 use crate::plan::{Plan, PlanOptions};
+use crate::run_spec::{Given, RunGraph, RunSpec, TensorDoc};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -26,7 +26,10 @@ impl Source {
 }
 
 /// The headers that kernels may include: name and text.
-pub const HEADERS: &[(&str, &str)] = &[("prelude.cuh", include_str!("../../kernels/prelude.cuh"))];
+pub const HEADERS: &[(&str, &str)] = &[
+    ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
+    ("attention.cuh", include_str!("../../kernels/attention.cuh")),
+];
 
 /// A source with its defines: one compiled module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,9 +1,12 @@
 //! Devices that execute the kernels in `kernels/`: a GPU through cudarc, or a CPU through the emulator.
 
 pub mod arguments;
+pub mod cuda;
 mod device;
 pub mod driver;
+pub mod emulator;
 pub mod kernel;
+pub mod modules;
 pub mod recorder;
 
 pub use arguments::{Argument, View};

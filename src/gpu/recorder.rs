@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Recorder {
     properties: Properties,
     functions: Mutex<Vec<(Module, String)>>,
-    shared: Mutex<BTreeMap<Module, u32>>,
+    shared: Mutex<BTreeMap<(Module, String), u32>>,
     next: AtomicU64,
 }
 
@@ -24,9 +24,9 @@ impl Recorder {
         Recorder { properties, functions: Mutex::default(), shared: Mutex::default(), next: AtomicU64::new(1 << 40) }
     }
 
-    /// Every module asked for, with the most dynamic shared memory that one of its launches wanted.
-    pub fn modules(&self) -> Vec<(Module, u32)> {
-        self.shared.lock().unwrap().iter().map(|(m, &s)| (m.clone(), s)).collect()
+    /// Every entry launched, with the most dynamic shared memory that one of its launches wanted.
+    pub fn launches(&self) -> Vec<(Module, String, u32)> {
+        self.shared.lock().unwrap().iter().map(|((m, e), &s)| (m.clone(), e.clone(), s)).collect()
     }
 }
 
@@ -52,15 +52,14 @@ impl Driver for Recorder {
         Ok(())
     }
     fn function(&self, module: &Module, entry: &str) -> Result<Function> {
-        self.shared.lock().unwrap().entry(module.clone()).or_default();
         let mut functions = self.functions.lock().unwrap();
         functions.push((module.clone(), entry.into()));
         Ok(Function(functions.len() - 1))
     }
     unsafe fn launch(&self, function: Function, launch: Launch, _: &[&[u8]]) -> Result<()> {
-        let module = self.functions.lock().unwrap()[function.0].0.clone();
+        let launched = self.functions.lock().unwrap()[function.0].clone();
         let mut shared = self.shared.lock().unwrap();
-        let most = shared.entry(module).or_default();
+        let most = shared.entry(launched).or_default();
         *most = launch.shared.max(*most);
         Ok(())
     }

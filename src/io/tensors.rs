@@ -1,8 +1,8 @@
 //! Somebody's tensors: safetensors files in, safetensors files out, and rounding between dtypes.
 
 use super::Target;
-use crate::cli::run_spec::Given;
 use crate::error::{Error, Result};
+use crate::run_spec::Given;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, SafeTensorError, TensorView};
 use safetensors::{SafeTensors, serialize};

@@ -5,6 +5,19 @@
 
 use crate::error::{Error, Result};
 use crate::op::{Kind, Output, Spec};
+use bytemuck::{Pod, Zeroable};
+
+/// `Sizes` of `kernels/attention.cuh`.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct KernelSizes([i32; 8]);
+
+impl From<&Sizes> for KernelSizes {
+    fn from(s: &Sizes) -> Self {
+        let sizes = [s.batch, s.heads, s.kv_heads, s.queries, s.keys, s.key_dim, s.value_dim, s.causal as usize];
+        KernelSizes(sizes.map(|x| x as i32))
+    }
+}
 
 /// Sizes of q (B,H,T,Dk), k (B,Hk,S,Dk), v (B,Hk,S,Dv).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,11 +3,12 @@
 pub mod attention;
 pub mod copy;
 pub mod matmul;
+pub mod softmax_attention;
 
 use crate::case::Case;
-use crate::cli::run_spec::RunSpec;
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
+use crate::run_spec::RunSpec;
 
 /// An op as the tools see it: `attn validate`, `bench`, `run`.
 #[derive(Clone, Copy)]
@@ -29,4 +30,4 @@ pub struct Entry {
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
 /// Every op.
-pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY];
+pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY, &softmax_attention::ENTRY];

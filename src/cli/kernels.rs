@@ -1,0 +1,127 @@
+//! `attn kernels`: compile every kernel on a machine without a GPU, and see what each takes.
+
+use std::path::PathBuf;
+
+use crate::Error;
+use crate::gpu::cuda::Arch;
+use crate::gpu::cuda::cache::{self, Cache};
+use crate::gpu::cuda::gate::{self, GateItem, Report};
+use crate::gpu::cuda::install::install_nvrtc;
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// `attn kernels`
+#[derive(Debug, Args)]
+pub struct KernelsArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compile every kernel into a folder for a GPU machine that has neither Python nor a toolkit
+    #[command(after_help = "Example: attn kernels build --arch 80,90a --out kernels-built --install\n\
+                            There: ATTN_KERNELS=kernels-built attn validate --device cuda\n\
+                            Exits with 1 where a kernel does not compile, spills, or takes too much shared memory.")]
+    Build {
+        /// Architectures, such as sm_80,sm_90a; `all` for every one that the kernels are made for
+        #[arg(long, value_name = "LIST", default_value = "all", value_parser = parse_archs)]
+        arch: Archs,
+        /// The folder to write
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Compile every kernel and print registers, spills and shared memory; writes no kernels
+    #[command(after_help = "Example: attn kernels report --arch 90a --json report.json\n\
+                            Exits with 1 where a kernel does not compile, spills, or takes too much shared memory.")]
+    Report {
+        /// Architectures, such as sm_80,sm_90a; `all` for every one that the kernels are made for
+        #[arg(long, value_name = "LIST", default_value = "all", value_parser = parse_archs)]
+        arch: Archs,
+        #[command(flatten)]
+        how: How,
+    },
+}
+
+#[derive(Debug, Args)]
+struct How {
+    /// Fetch the CUDA compiler library (NVRTC, 90 MB) with Python's pip first, unless it was fetched before
+    #[arg(long)]
+    install: bool,
+    /// Compilations at a time (default: one a core)
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    jobs: usize,
+    /// Write the report as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// A list in one value: clap would take a bare `Vec` for a flag that may be repeated.
+#[derive(Debug, Clone)]
+struct Archs(Vec<Arch>);
+
+fn parse_archs(text: &str) -> Result<Archs, Error> {
+    Arch::parse_list(text).map(Archs)
+}
+
+/// Runs the command on what the validation cases launch. `false`: something is wrong with a kernel, and the table on
+/// stdout says what.
+pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
+    let (archs, out, how) = match args.command {
+        Command::Build { arch, out, how } => (arch.0, Some(out), how),
+        Command::Report { arch, how } => (arch.0, None, how),
+    };
+    if how.install {
+        eprintln!("NVRTC: fetching it, unless it is there");
+        eprintln!("NVRTC: {}", install_nvrtc()?.display());
+    }
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("compiling {bar:30} {pos}/{len} {eta} left")?);
+    let progress = |done: usize, all: usize| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    };
+    let report: Report = gate::build(items, &archs, out.as_deref(), how.jobs, &Cache::standard()?, &progress)?;
+    bar.finish_and_clear();
+    super::print(report.table())?;
+    if let Some(folder) = out {
+        let folder = folder.display();
+        super::print_line(format_args!("written to {folder}; use it with ATTN_KERNELS={folder}"))?;
+    }
+    if let Some(path) = how.json {
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        cache::write_whole(&path, text.as_bytes())
+            .map_err(|e| Error::file(&path, e.to_string(), "give --json a file that can be written"))?;
+    }
+    Ok(report.passed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: KernelsArgs,
+    }
+
+    fn parse(line: &str) -> Result<KernelsArgs, clap::Error> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+    }
+
+    #[test]
+    fn lines_are_understood_or_refused_with_a_remedy() {
+        let args = parse("kernels build --arch 80,90 --out built --install --jobs 3 --json r.json").unwrap();
+        let Command::Build { arch, out, how } = args.command else { panic!("{args:?}") };
+        assert_eq!(arch.0, Arch::parse_list("sm_80,sm_90a").unwrap());
+        assert!(out.as_os_str() == "built" && how.install && how.jobs == 3 && how.json.is_some());
+        let Command::Report { arch, .. } = parse("kernels report").unwrap().command else { panic!() };
+        assert_eq!(arch.0, Arch::ALL);
+        assert!(parse("kernels build").unwrap_err().to_string().contains("--out"));
+        assert!(parse("kernels report --arch volta").unwrap_err().to_string().contains("sm_75"));
+    }
+}
