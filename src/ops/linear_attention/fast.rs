@@ -380,7 +380,15 @@ impl<'a, R: Real> Problem<'a, R> {
     }
 
     /// Adds to dφ(k) and dv what the loaded queries of the same chunk give.
-    fn add_seen_by(&self, b: usize, kv_head: usize, d_out: Matrix<R>, rows: Range<usize>, keys: Range<usize>, buffers: &mut Buffers<R>) {
+    fn add_seen_by(
+        &self,
+        b: usize,
+        kv_head: usize,
+        d_out: Matrix<R>,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        buffers: &mut Buffers<R>,
+    ) {
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
         let Buffers { queries, keys: features, c, weights, wide: [d_values, d_keys], .. } = buffers;
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
