@@ -13,8 +13,10 @@
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 
+// One block a multiprocessor must fit: with a smaller register budget ptxas would rather spill.
 #define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads, 1) name
-#define SHARED(type, name, count) __shared__ type name[count]
+// Aligned for the 16-byte copies, which an array of floats is not by itself.
+#define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) unsigned char name##_bytes[]; \
     type* name = reinterpret_cast<type*>(name##_bytes)
 

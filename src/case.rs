@@ -64,10 +64,14 @@ impl Case {
         self
     }
 
+    /// A hash of the name (FNV-1a): it seeds the data and chooses the thread order.
+    pub fn seed(&self) -> u64 {
+        self.name.bytes().fold(0xcbf29ce484222325, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3))
+    }
+
     /// Builds the graph: with its data, and the outputs to compare.
     pub fn build(&self) -> Result<(CaseGraph, Vec<Tensor>)> {
-        let seed = self.name.bytes().fold(0xcbf29ce484222325u64, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3));
-        let mut graph = CaseGraph { graph: Graph::new(), data: Vec::new(), seed };
+        let mut graph = CaseGraph { graph: Graph::new(), data: Vec::new(), seed: self.seed() };
         let outputs = (self.build)(&mut graph)?;
         Ok((graph, outputs))
     }

@@ -20,8 +20,32 @@ pub(crate) enum Origin {
     Parameter { decay: bool },
     /// The given output of a node.
     Computed { node: usize, output: usize },
-    /// Part of another tensor: a range of the columns of its last axis, perhaps split into heads.
-    View { base: Tensor, columns: Range<usize>, offset: usize },
+    /// Part of another tensor, from the element at `offset` on.
+    View { base: Tensor, part: Part, offset: usize },
+}
+
+/// A box of a tensor seen as a matrix: rows are all axes but the last, flattened; columns the last axis.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Part {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl Part {
+    fn whole(shape: &[usize]) -> Part {
+        let columns = shape.last().copied().unwrap_or(1);
+        Part { rows: 0..shape[..shape.len().saturating_sub(1)].iter().product(), columns: 0..columns }
+    }
+
+    fn meets(&self, other: &Part) -> bool {
+        let meet = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
+        meet(&self.rows, &other.rows) && meet(&self.columns, &other.columns)
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -134,16 +158,56 @@ impl Graph {
 
     /// Whether two tensors share elements.
     fn overlap(&self, a: Tensor, b: Tensor) -> bool {
-        let ((base_a, columns_a), (base_b, columns_b)) = (self.columns(a), self.columns(b));
-        base_a == base_b && columns_a.start < columns_b.end && columns_b.start < columns_a.end
+        let ((base_a, part_a), (base_b, part_b)) = (self.part(a), self.part(b));
+        base_a == base_b && part_a.meets(&part_b)
     }
 
-    /// The tensor that owns the memory, and which columns of its last axis this one covers.
-    pub(crate) fn columns(&self, t: Tensor) -> (Tensor, Range<usize>) {
+    /// The tensor that owns the memory, and which part of it this one covers.
+    pub(crate) fn part(&self, t: Tensor) -> (Tensor, Part) {
         match &self.tensors[t.0].origin {
-            Origin::View { base, columns, .. } => (*base, columns.clone()),
-            _ => (t, 0..self.tensors[t.0].spec.shape.last().copied().unwrap_or(1)),
+            Origin::View { base, part, .. } => (*base, part.clone()),
+            _ => (t, Part::whole(&self.tensors[t.0].spec.shape)),
         }
+    }
+
+    /// A tensor that views can be made of: contiguous, and no view itself.
+    fn viewable(&self, t: Tensor, view: &str) -> Result<&Info> {
+        let info = &self.tensors[t.0];
+        if matches!(info.origin, Origin::View { .. }) || !is_contiguous(&info.spec.shape, &info.strides) {
+            let got = format!("{} with strides {:?}", info.spec, info.strides);
+            return Err(Error::shape(view, &info.name, "a contiguous tensor that is no view", got));
+        }
+        Ok(info)
+    }
+
+    /// Indices `range` of the first axis of a contiguous tensor, in place.
+    ///
+    /// # Errors
+    /// If the tensor is a view, or the range does not fit.
+    pub fn slice(&mut self, t: Tensor, range: Range<usize>) -> Result<Tensor> {
+        let info = self.viewable(t, "slice")?;
+        let shape = &info.spec.shape;
+        if range.is_empty() || shape.first().is_none_or(|&n| range.end > n) {
+            return Err(Error::shape(
+                "slice",
+                &info.name,
+                format!("a first axis that holds {range:?}"),
+                info.spec.to_string(),
+            ));
+        }
+        let mut part = Part::whole(shape);
+        let scaled = |by: usize| range.start * by..range.end * by;
+        if shape.len() == 1 {
+            part.columns = range.clone();
+        } else {
+            part.rows = scaled(shape[1..shape.len() - 1].iter().product());
+        }
+        let mut sliced = shape.clone();
+        sliced[0] = range.len();
+        let origin = Origin::View { base: t, part, offset: range.start * info.strides[0] };
+        let (name, needs_gradient) = (format!("{}[{range:?}]", info.name), info.needs_gradient);
+        let spec = Spec { kind: info.spec.kind, shape: sliced };
+        Ok(self.add_contiguous(&name, spec, origin, needs_gradient))
     }
 
     /// Columns `columns` of the last axis of a contiguous (B,T,C) tensor as (B,heads,T,D), in place.
@@ -151,12 +215,9 @@ impl Graph {
     /// # Errors
     /// If the tensor is no contiguous (B,T,C), or the columns do not divide into heads.
     pub fn heads(&mut self, t: Tensor, columns: Range<usize>, heads: usize) -> Result<Tensor> {
-        let info = &self.tensors[t.0];
+        let info = self.viewable(t, "heads")?;
         let bad = |expected: String| Error::shape("heads", &info.name, expected, info.spec.to_string());
         let [batch, length, width] = info.spec.shape[..] else { return Err(bad("(B, T, C)".into())) };
-        if matches!(info.origin, Origin::View { .. }) || !is_contiguous(&info.spec.shape, &info.strides) {
-            return Err(bad("a contiguous tensor".into()));
-        }
         if columns.end > width || columns.is_empty() || heads == 0 || !columns.len().is_multiple_of(heads) {
             return Err(bad(format!("columns {columns:?} that divide into {heads} heads")));
         }
@@ -164,7 +225,8 @@ impl Graph {
         let (name, needs_gradient) = (format!("{}[{columns:?}]", info.name), info.needs_gradient);
         let spec = Spec { kind: info.spec.kind, shape: vec![batch, heads, length, head_dim] };
         let strides = vec![length * width, head_dim, width, 1];
-        let origin = Origin::View { base: t, offset: columns.start, columns };
+        let part = Part { rows: 0..batch * length, columns: columns.clone() };
+        let origin = Origin::View { base: t, part, offset: columns.start };
         Ok(self.add(name, spec, strides, origin, needs_gradient))
     }
 
@@ -190,9 +252,9 @@ impl Graph {
             return Err(Error::shape("reshape", &info.name, "a tensor that is no view", "a view"));
         }
         let (name, kind, needs_gradient) = (info.name.clone(), info.spec.kind, info.needs_gradient);
-        let columns = 0..info.spec.shape.last().copied().unwrap_or(1);
+        let part = Part::whole(&info.spec.shape);
         let spec = Spec { kind, shape: shape.to_vec() };
-        Ok(self.add_contiguous(&name, spec, Origin::View { base: t, columns, offset: 0 }, needs_gradient))
+        Ok(self.add_contiguous(&name, spec, Origin::View { base: t, part, offset: 0 }, needs_gradient))
     }
 
     /// A tensor's sizes.

@@ -9,6 +9,7 @@ pub mod device;
 pub mod error;
 pub mod gpu;
 pub mod graph;
+pub mod io;
 pub mod op;
 pub mod ops;
 pub mod philox;

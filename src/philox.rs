@@ -40,7 +40,12 @@ impl Philox {
 
     /// Uniform in [0, 1) with 24 bits, as the kernels draw it.
     pub fn uniform(&self, element: u64) -> f32 {
-        (self.word(element) >> 8) as f32 * (1.0 / 16777216.0)
+        Self::to_uniform(self.word(element))
+    }
+
+    /// A word as a number in [0, 1) with 24 bits.
+    pub fn to_uniform(word: u32) -> f32 {
+        (word >> 8) as f32 * (1.0 / 16777216.0)
     }
 
     /// Standard normal, by Box and Muller from two words of a block of its own.

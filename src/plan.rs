@@ -127,7 +127,7 @@ impl Plan {
         let size_of = |kind: Kind| if kind == Kind::Real { real } else { 4 };
         let nodes = graph.nodes.len();
         let backward_time = |node: usize| 2 * nodes - 1 - node;
-        let owner = |t: Tensor| graph.columns(t).0;
+        let owner = |t: Tensor| graph.part(t).0;
 
         // Which tensors a root depends on and need a gradient.
         let mut active: BTreeSet<Tensor> = options.roots.iter().map(|&t| owner(t)).collect();
@@ -302,17 +302,17 @@ impl Plan {
         let mut backward = Vec::new();
         for &i in &steps {
             let node = &graph.nodes[i];
-            // What this node contributes to each owner, in columns: a first contribution that covers the owner
+            // How many elements of each owner this node contributes to: a first contribution that covers the owner
             // whole overwrites; one in part needs zeros first.
             let mut covered: BTreeMap<Tensor, usize> = BTreeMap::new();
             for &t in node.inputs.iter().filter(|t| graph.needs_gradient(**t)) {
-                let (owner, columns) = graph.columns(t);
-                *covered.entry(owner).or_default() += columns.len();
+                let (owner, part) = graph.part(t);
+                *covered.entry(owner).or_default() += part.len();
             }
             let mut zero = Vec::new();
             let mut accumulates: BTreeMap<Tensor, bool> = BTreeMap::new();
-            for (&t, &columns) in &covered {
-                let whole = columns == graph.columns(t).1.len();
+            for (&t, &elements) in &covered {
+                let whole = elements == graph.spec(t).numel();
                 let first = touched.insert(t);
                 if first && !whole {
                     zero.push(gradient(&t).expect("an active tensor has a gradient"));
@@ -430,7 +430,7 @@ impl Plan {
     /// # Errors
     /// If the plan was not asked to keep it.
     pub fn read(&self, t: Tensor) -> Result<Vec<f64>> {
-        let owner = self.graph.columns(t).0;
+        let owner = self.graph.part(t).0;
         let computed = matches!(self.graph.tensors[owner.0].origin, Origin::Computed { .. });
         if computed && !self.readable.contains(&owner) {
             return Err(Error::argument(self.graph.name(t), "was not kept", "name it in PlanOptions::keep"));
@@ -443,7 +443,7 @@ impl Plan {
     /// # Errors
     /// If it has none, or the plan was not asked to keep it.
     pub fn read_gradient(&self, t: Tensor) -> Result<Vec<f64>> {
-        let owner = self.graph.columns(t).0;
+        let owner = self.graph.part(t).0;
         let computed = matches!(self.graph.tensors[owner.0].origin, Origin::Computed { .. });
         match self.gradients.get(&t).filter(|_| !computed || self.readable.contains(&owner)) {
             Some(place) => self.get(place),

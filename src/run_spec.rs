@@ -96,6 +96,15 @@ impl RunGraph {
         Ok(t)
     }
 
+    /// A floating-point tensor of the user's, of any number of axes.
+    ///
+    /// # Errors
+    /// If it is missing or holds integers.
+    pub fn real_of_any_shape(&mut self, name: &str) -> Result<Tensor> {
+        let axes = self.given.get(name).map_or(1, |given| given.shape().len());
+        self.real(name, &vec!["…"; axes].join(","))
+    }
+
     /// An integer tensor of the user's, with values in `range`.
     ///
     /// # Errors

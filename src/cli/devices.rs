@@ -55,9 +55,9 @@ pub fn run(json: bool) -> anyhow::Result<()> {
     }
     let here = Here { cpu: cpu(), emulator, cuda, missing };
     if json {
-        println!("{}", serde_json::to_string_pretty(&here)?);
+        super::print_line(serde_json::to_string_pretty(&here)?)?;
     } else {
-        print!("{}", text(&here));
+        super::print(text(&here))?;
     }
     Ok(())
 }

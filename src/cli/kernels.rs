@@ -85,9 +85,10 @@ pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
     };
     let report: Report = gate::build(items, &archs, out.as_deref(), how.jobs, &Cache::standard()?, &progress)?;
     bar.finish_and_clear();
-    print!("{}", report.table());
+    super::print(report.table())?;
     if let Some(folder) = out {
-        println!("written to {}; use it with ATTN_KERNELS={}", folder.display(), folder.display());
+        let folder = folder.display();
+        super::print_line(format_args!("written to {folder}; use it with ATTN_KERNELS={folder}"))?;
     }
     if let Some(path) = how.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
@@ -95,4 +96,32 @@ pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
             .map_err(|e| Error::file(&path, e.to_string(), "give --json a file that can be written"))?;
     }
     Ok(report.passed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: KernelsArgs,
+    }
+
+    fn parse(line: &str) -> Result<KernelsArgs, clap::Error> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.args)
+    }
+
+    #[test]
+    fn lines_are_understood_or_refused_with_a_remedy() {
+        let args = parse("kernels build --arch 80,90 --out built --install --jobs 3 --json r.json").unwrap();
+        let Command::Build { arch, out, how } = args.command else { panic!("{args:?}") };
+        assert_eq!(arch.0, Arch::parse_list("sm_80,sm_90a").unwrap());
+        assert!(out.as_os_str() == "built" && how.install && how.jobs == 3 && how.json.is_some());
+        let Command::Report { arch, .. } = parse("kernels report").unwrap().command else { panic!() };
+        assert_eq!(arch.0, Arch::ALL);
+        assert!(parse("kernels build").unwrap_err().to_string().contains("--out"));
+        assert!(parse("kernels report --arch volta").unwrap_err().to_string().contains("sm_75"));
+    }
 }

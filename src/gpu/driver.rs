@@ -39,7 +39,7 @@ pub struct Properties {
     pub shared_per_block: u32,
 }
 
-/// A row-major f32 product C ← α·op(A)·op(B) + β·C, for `batch` matrices at fixed distances.
+/// A row-major f32 product C ← op(A)·op(B) + β·C.
 /// Addresses and leading dimensions as in BLAS, but row-major: op(A) is m×k, op(B) k×n, C m×n.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Matmul {
@@ -114,7 +114,7 @@ pub trait Driver: Send + Sync {
     /// checked against the kernel where the driver can ask.
     ///
     /// # Safety
-    /// The arguments describe live memory of this driver as the kernel's author requires ([`super::Source::new`]).
+    /// The arguments describe live memory of this driver as the kernel's author requires ([`super::kernel::Source::new`]).
     unsafe fn launch(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()>;
 
     /// A library's matrix product, where there is one: `Ok(false)` means that the caller must use its own kernel.

@@ -4,7 +4,7 @@ use super::cuda::Arch;
 use super::cuda::gate::GateItem;
 use super::recorder::Recorder;
 use super::{Gpu, Module};
-use crate::device::Device;
+use crate::case::Case;
 use crate::error::Result;
 use crate::ops::Entry;
 use crate::validate::run_case;
@@ -18,15 +18,27 @@ use std::sync::Arc;
 pub fn launched(entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
     let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
     for &arch in archs {
-        let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
-        let device: Arc<dyn Device> = Arc::new(Gpu::new("recorder", recorder.clone()));
         for case in entries.iter().flat_map(|e| (e.cases)()) {
-            run_case(&case, device.clone())?;
+            for item in launched_by(&case, arch)? {
+                let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
+                *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
+            }
         }
-        for (module, entry, shared) in recorder.launches() {
-            let item = items.entry(module.clone()).or_insert_with(|| GateItem::new(module));
-            *item = item.clone().only(arch).shared(&entry, shared);
-        }
+    }
+    Ok(items.into_values().collect())
+}
+
+/// The same for one case and one architecture.
+///
+/// # Errors
+/// If the case does not record.
+pub fn launched_by(case: &Case, arch: Arch) -> Result<Vec<GateItem>> {
+    let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
+    run_case(case, Arc::new(Gpu::new("recorder", recorder.clone())))?;
+    let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
+    for (module, entry, shared) in recorder.launches() {
+        let item = items.entry(module.clone()).or_insert_with(|| GateItem::new(module));
+        *item = item.clone().shared(&entry, shared);
     }
     Ok(items.into_values().collect())
 }

@@ -1,8 +1,19 @@
 //! The ops. To add one: its `NAME.rs` here, its `kernels/NAME.cu`, and the two lines that list it below.
 
+pub mod add;
 pub mod attention;
 pub mod copy;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod layer_norm;
+pub mod linear;
+pub mod linear_attention;
 pub mod matmul;
+pub mod multi_head_attention;
+mod rows;
+pub mod self_attention;
+pub mod softmax;
 pub mod softmax_attention;
 
 use crate::case::Case;
@@ -30,4 +41,19 @@ pub struct Entry {
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
 /// Every op.
-pub static OPS: &[&Entry] = &[&copy::ENTRY, &matmul::ENTRY, &softmax_attention::ENTRY];
+#[rustfmt::skip]
+pub static OPS: &[&Entry] = &[
+    &softmax_attention::ENTRY,
+    &linear_attention::ENTRY,
+    &multi_head_attention::ENTRY,
+    &self_attention::ENTRY,
+    &softmax::ENTRY,
+    &linear::ENTRY,
+    &layer_norm::ENTRY,
+    &embedding::ENTRY,
+    &add::ENTRY,
+    &dropout::ENTRY,
+    &cross_entropy::ENTRY,
+    &copy::ENTRY,
+    &matmul::ENTRY,
+];

@@ -101,7 +101,7 @@ impl FromStr for Arch {
             _ => {
                 let known: Vec<String> = Arch::ALL.iter().map(Arch::to_string).collect();
                 let remedy = format!("give a comma-separated list of {}, or `all`", known.join(", "));
-                Err(Error::argument(format!("--arch {name}"), "not an architecture", remedy))
+                Err(Error::argument(format!("architecture `{name}`"), "not a known name", remedy))
             }
         }
     }

@@ -28,8 +28,11 @@ pub(super) fn present() -> bool {
             list.into_iter().find_map(|found| library::open(found.path.as_os_str()).ok())
         };
         // Loaded by its path and kept for ever, it is found by its plain name from now on.
-        find(&library::system_folders()).or_else(|| find(library::python_folders())).map(std::mem::forget);
-        plain()
+        let library = find(&library::system_folders()).or_else(|| find(library::python_folders()));
+        library.is_some_and(|library| {
+            std::mem::forget(library);
+            plain()
+        })
     })
 }
 
@@ -43,6 +46,28 @@ struct Shape {
     transpose: [bool; 2],
     // Of a, b and c: the heuristic would count on 256 bytes otherwise, and views start anywhere.
     alignment: [u32; 3],
+}
+
+/// A matrix as it lies, counted in columns: element (row, column) stands at row + column·leading.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    rows: usize,
+    columns: usize,
+    leading: usize,
+    transposed: bool,
+}
+
+impl Shape {
+    /// cuBLASLt counts in columns, and so sees a row-major matrix as its transpose. Hence Cᵀ = op(B)ᵀ·op(A)ᵀ is asked
+    /// for: B on the left, A on the right, each with the transposition that it had. In order: left, right, result.
+    fn in_columns(&self) -> [Stored; 3] {
+        let Shape { m, n, k, leading: [lda, ldb, ldc], transpose: [transpose_a, transpose_b], .. } = *self;
+        let stored = |rows, columns, leading, transposed| {
+            let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
+            Stored { rows, columns, leading, transposed }
+        };
+        [stored(n, k, ldb, transpose_b), stored(k, m, lda, transpose_a), stored(n, m, ldc, false)]
+    }
 }
 
 struct Prepared {
@@ -131,15 +156,10 @@ impl CublasLt {
         Ok(true)
     }
 
-    /// cuBLASLt counts in columns: a row-major matrix is, as it lies, its own transpose in columns. So
-    /// Cᵀ = op(B)ᵀ·op(A)ᵀ is asked for: B on the left, A on the right, each with the transposition it had.
     fn prepare(&self, shape: &Shape) -> Result<Prepared, CublasError> {
-        let Shape { m, n, k, leading: [lda, ldb, ldc], transpose: [transpose_a, transpose_b], alignment } = *shape;
         let f32_type = sys::cudaDataType::CUDA_R_32F;
-        // (rows, columns) as the columns count: those of the stored row-major matrix exchanged.
-        let layout = |rows: usize, columns: usize, leading: usize, transposed: bool| {
-            let (rows, columns) = if transposed { (columns, rows) } else { (rows, columns) };
-            result::create_matrix_layout(f32_type, rows as u64, columns as u64, leading as i64)
+        let layout = |stored: Stored| {
+            result::create_matrix_layout(f32_type, stored.rows as u64, stored.columns as u64, stored.leading as i64)
         };
         let mut prepared = Prepared {
             // Full f32: no TF32, whatever the device has.
@@ -149,13 +169,14 @@ impl CublasLt {
             result: std::ptr::null_mut(),
             algorithm: None,
         };
-        prepared.left = layout(n, k, ldb, transpose_b)?;
-        prepared.right = layout(k, m, lda, transpose_a)?;
-        prepared.result = layout(n, m, ldc, false)?;
+        let [left, right, product] = shape.in_columns();
+        prepared.left = layout(left)?;
+        prepared.right = layout(right)?;
+        prepared.result = layout(product)?;
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, transposed) in [
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, transpose_b),
-            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, transpose_a),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, left.transposed),
+            (Attribute::CUBLASLT_MATMUL_DESC_TRANSB, right.transposed),
         ] {
             let operation = i32::from(transposed); // CUBLAS_OP_N = 0, CUBLAS_OP_T = 1
             // SAFETY: the descriptor lives; the attribute is a 32-bit enum.
@@ -166,7 +187,7 @@ impl CublasLt {
         let preference = Preference(result::create_matmul_pref()?);
         use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
         let workspace = self.workspace_bytes as u64;
-        let [align_a, align_b, align_c] = alignment;
+        let [align_a, align_b, align_c] = shape.alignment;
         // SAFETY: the preference lives; sizes are 64-bit and alignments 32-bit (cublasLt.h).
         unsafe {
             let set =
@@ -227,5 +248,45 @@ impl Drop for CublasLt {
         self.prepared.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner()).clear();
         // SAFETY: created once, destroyed once, after everything made with it.
         let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// op(X)(row, column) of a matrix counted in columns, as cuBLAS defines it.
+    fn at(data: &[f32], stored: Stored, row: usize, column: usize) -> f32 {
+        let (row, column) = if stored.transposed { (column, row) } else { (row, column) };
+        assert!(row < stored.rows && column < stored.columns);
+        data[row + column * stored.leading]
+    }
+
+    #[test]
+    fn rows_are_mapped_to_columns() {
+        let (m, n, k) = (2, 3, 4);
+        for [transpose_a, transpose_b] in [[false, false], [false, true], [true, false], [true, true]] {
+            // One more than a row: a leading dimension of its own.
+            let lda = 1 + if transpose_a { m } else { k };
+            let ldb = 1 + if transpose_b { k } else { n };
+            let ldc = n + 2;
+            let a: Vec<f32> = (0..40).map(|i| (i * i % 7) as f32).collect();
+            let b: Vec<f32> = (0..40).map(|i| (i * i % 11) as f32).collect();
+            let shape =
+                Shape { m, n, k, leading: [lda, ldb, ldc], transpose: [transpose_a, transpose_b], alignment: [256; 3] };
+            let [left, right, result] = shape.in_columns();
+            for i in 0..m {
+                for j in 0..n {
+                    let a_at = |i: usize, p: usize| if transpose_a { a[p * lda + i] } else { a[i * lda + p] };
+                    let b_at = |p: usize, j: usize| if transpose_b { b[j * ldb + p] } else { b[p * ldb + j] };
+                    let expected: f32 = (0..k).map(|p| a_at(i, p) * b_at(p, j)).sum();
+                    // The library's product: left is our B, right our A; (j, i) of the result is our (i, j).
+                    let got: f32 = (0..k).map(|p| at(&b, left, j, p) * at(&a, right, p, i)).sum();
+                    assert_eq!(got, expected, "{shape:?}");
+                    assert_eq!(j + i * result.leading, i * ldc + j);
+                    assert!(j < result.rows && i < result.columns);
+                }
+            }
+        }
     }
 }

@@ -160,7 +160,9 @@ impl Cuda {
                             or `--device emulator` its line";
                 Error::kernel(kernel, format!("{text}; {hint}"))
             }
-            Status::CUDA_ERROR_OUT_OF_MEMORY => self.out_of_memory(0),
+            Status::CUDA_ERROR_OUT_OF_MEMORY => {
+                Error::device(&self.device, text, "use a smaller batch or length, or end other programs on the GPU")
+            }
             Status::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
             | Status::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
             | Status::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
@@ -270,10 +272,16 @@ impl Driver for Cuda {
 
     unsafe fn free(&self, address: u64, _bytes: usize) {
         // Nobody could act on a failure here; a lost context frees everything anyway.
-        if self.bind().is_ok() {
-            // SAFETY: the caller's promise. Waits for work under way.
-            let _ = self.beside_capture(|| unsafe { result::free_sync(address) });
+        if self.bind().is_err() {
+            return;
         }
+        if !self.capturing.load(Ordering::Relaxed) {
+            // Work that was submitted before may still use it, and cuMemFree is not said to wait for other streams.
+            // SAFETY: the stream lives.
+            let _ = unsafe { result::stream::synchronize(self.stream()) };
+        }
+        // SAFETY: the caller's promise.
+        let _ = self.beside_capture(|| unsafe { result::free_sync(address) });
     }
 
     unsafe fn fill(&self, address: u64, value: u8, bytes: usize) -> Result<()> {
@@ -318,13 +326,13 @@ impl Driver for Cuda {
 
     fn function(&self, module: &Module, entry: &str) -> Result<Function> {
         let key = (module.text.as_ptr() as usize, module.text.len());
+        self.bind()?;
         let mut code = lock(&self.code);
         let Code { modules, functions } = &mut *code;
         let same_text = modules.entry(key).or_default();
         let index = match same_text.iter().position(|loaded| loaded.defines == module.defines) {
             Some(index) => index,
             None => {
-                self.bind()?;
                 let handle = Raw(self.beside_capture(|| self.load(module))?);
                 same_text.push(LoadedModule { defines: module.defines.clone(), handle, entries: Vec::new() });
                 same_text.len() - 1
@@ -334,7 +342,6 @@ impl Driver for Cuda {
         if let Some((_, function)) = loaded.entries.iter().find(|(name, _)| name == entry) {
             return Ok(*function);
         }
-        self.bind()?;
         let name = format!("{entry} of {module}");
         let function = self.beside_capture(|| Loaded::new(loaded.handle.0, entry, name))?;
         functions.push(Arc::new(function));

@@ -322,8 +322,16 @@ impl Report {
         let mut text = format!("{}\n", table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n"));
         text.push_str("(r: registers a thread; then shared memory a block; the most of all modules)\n");
         for (name, list) in [("warning", &self.warnings), ("FAILED", &self.problems)] {
-            for Problem { kernel, arch, problem } in list {
-                text.push_str(&format!("{name}: {kernel} for {arch}: {problem}\n"));
+            // The same on several architectures is said once.
+            let mut said: Vec<(&Problem, Vec<&str>)> = Vec::new();
+            for item in list {
+                match said.iter_mut().find(|(p, _)| (&p.kernel, &p.problem) == (&item.kernel, &item.problem)) {
+                    Some((_, archs)) => archs.push(&item.arch),
+                    None => said.push((item, vec![&item.arch])),
+                }
+            }
+            for (Problem { kernel, problem, .. }, archs) in said {
+                text.push_str(&format!("{name}: {kernel} for {}: {problem}\n", archs.join(", ")));
             }
         }
         let verdict = if self.passed() { "passed".into() } else { format!("{} problems", self.problems.len()) };
@@ -341,5 +349,30 @@ fn kib(bytes: u32) -> String {
         0 => "0".into(),
         1..1024 => format!("{bytes}B"),
         _ => format!("{:.1}K", f64::from(bytes) / 1024.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernel::Source;
+
+    #[test]
+    fn items_of_one_module_become_one() {
+        // SAFETY: never compiled or launched.
+        const SOURCE: Source = unsafe { Source::new("twice", "", &["forward"]) };
+        let item = |n: u32| GateItem::new(Module::new(&SOURCE).define("N", n));
+        let [sm_80, sm_86] = [Arch::ALL[1], Arch::ALL[2]];
+        let list = [
+            item(1).shared("forward", 5).only(sm_80),
+            item(2),
+            item(1).shared("forward", 3).shared("backward", 4).only(sm_86).only(sm_80),
+            item(2).only(sm_80),
+        ];
+        let merged = merge(&list);
+        assert_eq!(merged.len(), 2);
+        assert_eq!(merged[0].dynamic_shared, BTreeMap::from([("backward".into(), 4), ("forward".into(), 5)]));
+        assert_eq!(merged[0].archs, [sm_80, sm_86]);
+        assert!(merged[1].archs.is_empty() && merged[1].wants(sm_86) && !merged[0].wants(Arch::ALL[0]));
     }
 }

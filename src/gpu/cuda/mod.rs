@@ -11,7 +11,6 @@ pub mod install;
 mod library;
 mod loaded;
 pub mod nvrtc;
-pub mod record;
 mod upload;
 mod usage;
 

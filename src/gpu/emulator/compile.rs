@@ -44,6 +44,19 @@ pub struct Compiler {
     processor: String,
     cache: PathBuf,
     sanitize: Option<Sanitizer>,
+    /// Applied to the kernels, not to the runtime.
+    pub mutation: Option<Mutation>,
+}
+
+/// A call to be left out of a kernel: how tests show that a barrier is needed and that its absence is noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mutation {
+    /// The file, such as `kernels/softmax_attention.cu`.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The call, such as `__syncthreads()`; its first occurrence in the line becomes nothing.
+    pub call: String,
 }
 
 impl Compiler {
@@ -65,7 +78,14 @@ impl Compiler {
             }
             let text = String::from_utf8_lossy(&output.stdout);
             let version = text.lines().next().unwrap_or_default().trim().to_string();
-            return Ok(Compiler { program, version, processor: processor(), cache: cache_directory()?, sanitize });
+            return Ok(Compiler {
+                program,
+                version,
+                processor: processor(),
+                cache: cache_directory()?,
+                sanitize,
+                mutation: None,
+            });
         }
         let problem = match chosen {
             Some(program) => format!("$CXX is {}, which does not run", program.display()),
@@ -94,7 +114,7 @@ impl Compiler {
 
     /// The runtime's library.
     pub fn runtime(&self) -> Result<PathBuf> {
-        let text = expand(RUNTIME, "kernels/emulator/runtime.cpp");
+        let text = expand(RUNTIME, "kernels/emulator/runtime.cpp", None);
         let flags = match self.sanitize {
             Some(Sanitizer::Address) => &["-DEMULATOR_ADDRESS"][..],
             Some(Sanitizer::Thread) => &["-DEMULATOR_THREAD"][..],
@@ -119,7 +139,7 @@ impl Compiler {
         }
         let file = format!("kernels/{}.cu", module.source);
         let _ = writeln!(text, "#line 1 \"{file}\"");
-        text.push_str(&expand(module.text, &file));
+        text.push_str(&expand(module.text, &file, self.mutation.as_ref()));
         text.push_str("\n#line 1 \"entries\"\n");
         for entry in module.entries {
             let _ = writeln!(text, "EMULATOR_ENTRY({entry})");
@@ -235,13 +255,19 @@ fn cache_directory() -> Result<PathBuf> {
 }
 
 /// Puts the known headers in place of their `#include` lines, so that nothing but one text goes to the compiler.
-fn expand(text: &str, file: &str) -> String {
+fn expand(text: &str, file: &str, mutation: Option<&Mutation>) -> String {
     let mut out = String::with_capacity(text.len() + 64 * 1024);
-    expand_into(&mut out, text, file, &mut HashSet::new());
+    expand_into(&mut out, text, file, mutation, &mut HashSet::new());
     out
 }
 
-fn expand_into(out: &mut String, text: &str, file: &str, seen: &mut HashSet<&'static str>) {
+fn expand_into(
+    out: &mut String,
+    text: &str,
+    file: &str,
+    mutation: Option<&Mutation>,
+    seen: &mut HashSet<&'static str>,
+) {
     let known = HEADERS.iter().map(|h| (h, "kernels")).chain(FILES.iter().map(|h| (h, "kernels/emulator")));
     for (number, line) in text.lines().enumerate() {
         let named = line.trim_start().strip_prefix("#include \"").and_then(|rest| rest.split('"').next());
@@ -249,9 +275,11 @@ fn expand_into(out: &mut String, text: &str, file: &str, seen: &mut HashSet<&'st
             if seen.insert(name) {
                 let header = format!("{folder}/{name}");
                 let _ = writeln!(out, "#line 1 \"{header}\"");
-                expand_into(out, text, &header, seen);
+                expand_into(out, text, &header, mutation, seen);
                 let _ = write!(out, "#line {} \"{file}\"", number + 2);
             }
+        } else if let Some(m) = mutation.filter(|m| m.file == file && m.line == number + 1) {
+            out.push_str(&line.replacen(&m.call, "((void)0)", 1));
         } else if line.trim() != "#pragma once" {
             out.push_str(line);
         }
@@ -265,8 +293,16 @@ mod tests {
 
     #[test]
     fn headers_are_included_once_and_lines_keep_their_numbers() {
-        let text = expand("#include \"interface.h\"\n#include \"interface.h\"\nint x;\n", "kernels/a.cu");
+        let text = expand("#include \"interface.h\"\n#include \"interface.h\"\nint x;\n", "kernels/a.cu", None);
         assert_eq!(text.matches("struct Context {").count(), 1);
         assert!(text.ends_with("#line 2 \"kernels/a.cu\"\n\nint x;\n"), "{}", &text[text.len() - 60..]);
+    }
+
+    #[test]
+    fn a_mutation_leaves_out_one_call() {
+        let mutation = Mutation { file: "kernels/a.cu".into(), line: 2, call: "f()".into() };
+        let text = expand("f(); f();\nf(); f();\n", "kernels/a.cu", Some(&mutation));
+        assert_eq!(text, "f(); f();\n((void)0); f();\n");
+        assert_eq!(expand("f();\nf();\n", "kernels/b.cu", Some(&mutation)), "f();\nf();\n");
     }
 }

@@ -18,6 +18,7 @@ use std::time::Instant;
 use libloading::Library;
 
 use compile::Compiler;
+pub use compile::Mutation;
 use runtime::{Entry, Job, Runtime};
 pub use sanitize::{Sanitizer, reexec_with};
 
@@ -177,6 +178,16 @@ impl Emulator {
             stream: Mutex::default(),
             allocated: AtomicUsize::new(0),
         })
+    }
+
+    /// An emulator whose kernels lack a call.
+    ///
+    /// # Errors
+    /// As [`Emulator::new`].
+    pub fn mutated(options: EmulatorOptions, mutation: Mutation) -> Result<Self> {
+        let mut emulator = Self::new(options)?;
+        emulator.compiler.mutation = Some(mutation);
+        Ok(emulator)
     }
 
     /// Which compiler it would use, such as `g++ 12.2.0`; the error says how to get one.

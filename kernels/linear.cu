@@ -1,0 +1,67 @@
+// What surrounds the products of a linear layer: bias and GELU after the one of forward; GELU's derivative and
+// the bias's gradient before those of backward.
+// A block is 8 warps; a warp takes 32 columns of every eighth row.
+// Defines: BIAS (0 or 1); GELU (0: none, 1: tanh, 2: erf).
+#include "prelude.cuh"
+
+static constexpr int WARPS = 8, ROWS = 32;
+
+#if GELU == 1
+// gelu(z) = z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))) and its derivative.
+__device__ __forceinline__ float gelu(float z, float& slope) {
+    const float scale = 0.7978845608f, cubic = 0.044715f;
+    float t = tanhf(scale * (z + cubic * z * z * z));
+    slope = 0.5f * (1.f + t) + 0.5f * z * (1.f - t * t) * scale * (1.f + 3.f * cubic * z * z);
+    return 0.5f * z * (1.f + t);
+}
+#elif GELU == 2
+// gelu(z) = z·Φ(z), Φ the normal distribution; the derivative is Φ(z) + z·φ(z).
+__device__ __forceinline__ float gelu(float z, float& slope) {
+    float below = 0.5f * (1.f + erff(z * 0.7071067812f));
+    slope = below + z * 0.3989422804f * expf(-0.5f * z * z);
+    return z * below;
+}
+#endif
+
+// y ← gelu(y + bias), slope ← gelu′(y + bias).
+KERNEL(linear_epilogue, 256)(float* y, const float* bias, float* slope, long long rows, int columns) {
+    int column = blockIdx.y * 32 + threadIdx.x % 32;
+    if (column >= columns) return;
+    float b = BIAS ? bias[column] : 0.f;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += WARPS) {
+        long long row = blockIdx.x * (long long)ROWS + i + threadIdx.x / 32;
+        if (row >= rows) break;
+        long long at = row * columns + column;
+#if GELU
+        y[at] = gelu(y[at] + b, slope[at]);
+#else
+        y[at] += b;
+#endif
+    }
+}
+
+// dz ← dy·slope (with GELU); sums[block] ← Σ dz over the block's `chunk` rows, unless `sums` is null.
+// Also adds up the sums themselves, as rows of a smaller matrix: `accumulate` then adds to what is there.
+KERNEL(linear_column_sums, 256)
+(const float* dy, const float* slope, float* dz, long long rows, int columns, int chunk, float* sums, int accumulate) {
+    SHARED(float, part, WARPS * 32);
+    int column = blockIdx.y * 32 + threadIdx.x % 32;
+    long long first = blockIdx.x * (long long)chunk, end = first + chunk < rows ? first + chunk : rows;
+    float sum = 0.f;
+    if (column < columns) {
+#pragma unroll 4
+        for (long long row = first + threadIdx.x / 32; row < end; row += WARPS) {
+            long long at = row * columns + column;
+            float d = dy[at];
+            if (slope) dz[at] = d *= slope[at];
+            sum += d;
+        }
+    }
+    part[threadIdx.x] = sum;
+    __syncthreads();
+    if (!sums || threadIdx.x >= 32 || column >= columns) return;
+    for (int warp = 1; warp < WARPS; ++warp) sum += part[warp * 32 + threadIdx.x];
+    float* to = sums + (long long)blockIdx.x * columns + column;
+    *to = (accumulate ? *to : 0.f) + sum;
+}

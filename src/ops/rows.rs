@@ -1,0 +1,94 @@
+//! What the layer ops share: the last axis as columns and all others as rows, and fixed partitions of the rows.
+//!
+//! Partitions depend on shapes alone, never on the number of threads: so do the results.
+
+use crate::cpu::Real;
+use crate::error::{Error, Result};
+use crate::op::{Kind, Spec};
+use rayon::prelude::*;
+
+/// Checks that a tensor is floating point with at least one column, and counts its rows and columns.
+pub(crate) fn rows_and_columns(op: &str, argument: &str, spec: &Spec) -> Result<(usize, usize)> {
+    match spec.shape.last() {
+        Some(&columns) if columns > 0 && spec.kind == Kind::Real => {
+            Ok((spec.shape[..spec.shape.len() - 1].iter().product(), columns))
+        }
+        _ => Err(Error::shape(op, argument, "real (…, C) with at least one column", spec.to_string())),
+    }
+}
+
+/// Checks a tensor's kind and sizes.
+pub(crate) fn expect(op: &str, argument: &str, got: &Spec, wanted: Spec) -> Result<()> {
+    if *got == wanted { Ok(()) } else { Err(Error::shape(op, argument, wanted.to_string(), got.to_string())) }
+}
+
+/// Checks the number of inputs.
+pub(crate) fn expect_inputs(op: &str, inputs: &[&Spec], count: usize, names: &str) -> Result<()> {
+    if inputs.len() == count {
+        return Ok(());
+    }
+    Err(Error::shape(op, "inputs", names, format!("{} tensors", inputs.len())))
+}
+
+/// Rows of a block: about 16,384 elements, so that a second thread gains more than it costs.
+pub(crate) fn block_rows(columns: usize) -> usize {
+    (16384 / columns.max(1)).max(1)
+}
+
+/// Sums over the rows: each block's into a vector of its own, those in order. `add` adds one block to a vector.
+pub(crate) fn block_sums<R: Real>(
+    rows: usize,
+    columns: usize,
+    width: usize,
+    add: impl Fn(std::ops::Range<usize>, &mut [R]) + Sync,
+) -> Vec<R> {
+    let block = block_rows(columns);
+    let sums: Vec<Vec<R>> = (0..rows.div_ceil(block))
+        .into_par_iter()
+        .map(|i| {
+            let mut sum = vec![R::ZERO; width];
+            add(i * block..((i + 1) * block).min(rows), &mut sum);
+            sum
+        })
+        .collect();
+    let mut total = vec![R::ZERO; width];
+    sums.iter().for_each(|sum| add_to(&mut total, sum, true));
+    total
+}
+
+/// `to` ← `from`, or `to` += `from`.
+pub(crate) fn add_to<R: Real>(to: &mut [R], from: &[R], accumulate: bool) {
+    if accumulate {
+        to.iter_mut().zip(from).for_each(|(to, &x)| *to += x);
+    } else {
+        to.copy_from_slice(from);
+    }
+}
+
+/// Σ xᵢ·yᵢ with independent partial sums, which the compiler can vectorise.
+pub(crate) fn dot<R: Real>(x: &[R], y: &[R]) -> R {
+    const LANES: usize = 16;
+    let mut sums = [R::ZERO; LANES];
+    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let tail: R = x_chunks.remainder().iter().zip(y_chunks.remainder()).map(|(&x, &y)| x * y).sum();
+    for (x, y) in x_chunks.zip(y_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    sums.into_iter().sum::<R>() + tail
+}
+
+/// Σ xᵢ likewise.
+pub(crate) fn sum<R: Real>(x: &[R]) -> R {
+    const LANES: usize = 16;
+    let mut sums = [R::ZERO; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail: R = chunks.remainder().iter().copied().sum();
+    for x in chunks {
+        for lane in 0..LANES {
+            sums[lane] += x[lane];
+        }
+    }
+    sums.into_iter().sum::<R>() + tail
+}

@@ -1,0 +1,142 @@
+"""Makes the golden values beside this file: PyTorch in float64, forward and gradients.
+
+    pip install torch==2.11.0 safetensors numpy && python tests/golden/make.py
+
+Each NAME.safetensors holds an op's inputs and `dout` under the names of `attn run`, what PyTorch gave as
+`expect.` + name, and in its metadata the op and its flags. tests/golden.rs runs them on the CPU in f64.
+"""
+import math
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+torch.manual_seed(0)
+torch.set_default_dtype(torch.float64)
+HERE = pathlib.Path(__file__).parent
+
+
+def save(name, op, options, inputs, compute):
+    """Runs compute(**inputs) -> {output name: tensor}; the first output takes `dout`."""
+    leaves = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in inputs.items()}
+    outputs = compute(**leaves)
+    out = next(iter(outputs.values()))
+    dout = torch.randn_like(out)
+    out.backward(dout)
+    tensors = {k: v.detach() for k, v in leaves.items()} | {"dout": dout}
+    tensors |= {"expect." + k: v.detach() for k, v in outputs.items()}
+    tensors |= {"expect.d" + k: v.grad for k, v in leaves.items() if v.is_floating_point()}
+    tensors = {k: v.contiguous() for k, v in tensors.items()}
+    save_file(tensors, HERE / f"{name}.safetensors", metadata={"op": op, "options": options})
+
+
+def visible(q, k, causal, lengths):
+    """(B,1,T,S): bottom-right causal alignment by the padded S; queries are never masked."""
+    batch, t, s = q.shape[0], q.shape[2], k.shape[2]
+    mask = torch.ones(batch, 1, t, s, dtype=torch.bool)
+    if causal:
+        mask &= torch.arange(s)[None, :] <= torch.arange(t)[:, None] + s - t
+    if lengths is not None:
+        mask &= torch.arange(s) < lengths[:, None, None, None]
+    return mask
+
+
+def grouped(q, k, v):
+    group = q.shape[1] // k.shape[1]
+    return k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+
+
+def weighted(scores, mask, v):
+    scores = scores.masked_fill(~mask, -math.inf)
+    lse = scores.logsumexp(-1)
+    weights = torch.where(mask, (scores - lse.masked_fill(lse.isinf(), 0)[..., None]).exp(), 0.0)
+    return weights @ v, lse
+
+
+def softmax_attention(causal, scale=None):
+    def compute(q, k, v, key_lengths=None):
+        mask = visible(q, k, causal, key_lengths)
+        kk, vv = grouped(q, k, v)
+        out, lse = weighted(q @ kk.mT * (scale or q.shape[-1] ** -0.5), mask, vv)
+        return {"out": out, "lse": lse}
+    return compute
+
+
+def mean_similarity(causal):
+    def compute(q, k, v, key_lengths=None):
+        mask = visible(q, k, causal, key_lengths)
+        kk, vv = grouped(q, k, v)
+        return {"out": weighted(q.mean(-1)[..., :, None] * kk.mean(-1)[..., None, :], mask, vv)[0]}
+    return compute
+
+
+def linear_attention(causal, feature):
+    def compute(q, k, v, key_lengths=None):
+        mask = visible(q, k, causal, key_lengths)
+        kk, vv = grouped(q, k, v)
+        weights = torch.where(mask, feature(q) @ feature(kk).mT, 0.0)
+        total = weights.sum(-1, keepdim=True)
+        return {"out": torch.where(total != 0, weights / torch.where(total != 0, total, 1.0), 0.0) @ vv}
+    return compute
+
+
+def qkv(b, h, hk, t, s, dk, dv, lengths=None):
+    tensors = {"q": torch.randn(b, h, t, dk), "k": torch.randn(b, hk, s, dk), "v": torch.randn(b, hk, s, dv)}
+    return tensors if lengths is None else tensors | {"key_lengths": torch.tensor(lengths)}
+
+
+elu1 = lambda x: F.elu(x) + 1
+ragged = dict(b=3, h=4, hk=2, t=5, s=9, dk=37, dv=2, lengths=[9, 0, 4])
+tall = dict(b=2, h=2, hk=2, t=9, s=4, dk=3, dv=3)
+for name, op, options, make in [
+    ("softmax", "softmax-attention", "", lambda causal: softmax_attention(causal)),
+    ("mean-similarity", "mean-similarity-attention", "", mean_similarity),
+    ("linear-elu1", "linear-attention", "--feature-map elu1", lambda causal: linear_attention(causal, elu1)),
+    ("linear-relu", "linear-attention", "--feature-map relu", lambda causal: linear_attention(causal, F.relu)),
+]:
+    save(f"{name}-ragged", op, options, qkv(**ragged), make(False))
+    save(f"{name}-ragged-causal", op, (options + " --causal").strip(), qkv(**ragged), make(True))
+    save(f"{name}-causal-tall", op, (options + " --causal").strip(), qkv(**tall), make(True))
+save("softmax-scale", "softmax-attention", "--scale 0.3", qkv(1, 1, 1, 4, 1, 1, 1), softmax_attention(False, 0.3))
+
+
+def self_attention(x, w_q, w_k, w_v):
+    q, k, v = x @ w_q, x @ w_k, x @ w_v
+    return {"out": F.scaled_dot_product_attention(q, k, v)}
+
+
+save("self-attention", "self-attention", "", {
+    "x": torch.randn(1, 15, 20), "w_q": torch.randn(20, 37), "w_k": torch.randn(20, 37), "w_v": torch.randn(20, 2),
+}, self_attention)
+for axis in (0, 1):
+    save(f"softmax-axis{axis}", "softmax", f"--axis {axis}", {"x": torch.randn(15, 5)},
+         lambda x: {"out": x.softmax(axis)})
+
+
+def multi_head(heads, mask=None):
+    def compute(query, key, value, key_padding_mask=None, **weights):
+        width = query.shape[-1]
+        packed = "in_proj_weight" in weights
+        out, _ = F.multi_head_attention_forward(
+            query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), width, heads,
+            weights.get("in_proj_weight"), weights.get("in_proj_bias"), None, None, False, 0.0,
+            weights["out_proj.weight"], weights.get("out_proj.bias"), key_padding_mask=key_padding_mask,
+            need_weights=False, use_separate_proj_weight=not packed, q_proj_weight=weights.get("q_proj_weight"),
+            k_proj_weight=weights.get("k_proj_weight"), v_proj_weight=weights.get("v_proj_weight"))
+        return {"out": out.transpose(0, 1)}
+    return compute
+
+
+padding = torch.tensor([[False] * 7, [False] * 3 + [True] * 4])
+save("multi-head-packed", "multi-head-attention", "--num-heads 3", {
+    "query": torch.randn(2, 5, 12), "key": torch.randn(2, 7, 12), "value": torch.randn(2, 7, 12),
+    "in_proj_weight": torch.randn(36, 12), "in_proj_bias": torch.randn(36),
+    "out_proj.weight": torch.randn(12, 12), "out_proj.bias": torch.randn(12), "key_padding_mask": padding,
+}, multi_head(3))
+save("multi-head-apart", "multi-head-attention", "--num-heads 2", {
+    "query": torch.randn(2, 5, 8), "key": torch.randn(2, 7, 3), "value": torch.randn(2, 7, 6),
+    "q_proj_weight": torch.randn(8, 8), "k_proj_weight": torch.randn(8, 3), "v_proj_weight": torch.randn(8, 6),
+    "in_proj_bias": torch.randn(24), "out_proj.weight": torch.randn(8, 8), "out_proj.bias": torch.randn(8),
+}, multi_head(2))
+print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")
