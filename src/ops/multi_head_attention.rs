@@ -98,14 +98,13 @@ static RUN: RunSpec = RunSpec {
         doc("key_padding_mask", "(B,S)", true),
     ],
     outputs: &[doc("out", "(B,T,E)", false)],
-    options: &[
-        OptionDoc { name: "num-heads", value: Some("N"), help: "heads; required, a divisor of E" },
-        CAUSAL,
-    ],
+    options: &[OptionDoc { name: "num-heads", value: Some("N"), help: "heads; required, a divisor of E" }, CAUSAL],
     record: |run| {
         let heads = run.option("num-heads", "a whole number")?;
-        let heads = heads.ok_or_else(|| Error::argument("--num-heads", "is missing", "say how many heads there are"))?;
-        let [query, key, value] = [run.real("query", "(B,T,E)"), run.real("key", "(B,S,Ek)"), run.real("value", "(B,S,Ev)")];
+        let heads =
+            heads.ok_or_else(|| Error::argument("--num-heads", "is missing", "say how many heads there are"))?;
+        let [query, key, value] =
+            [run.real("query", "(B,T,E)"), run.real("key", "(B,S,Ek)"), run.real("value", "(B,S,Ev)")];
         let (query, key, value) = (query?, key?, value?);
         let width = run.graph.shape(query)[2];
         let projections = if run.has("in_proj_weight") {
@@ -118,7 +117,11 @@ static RUN: RunSpec = RunSpec {
             let [q, k, v] = [0, 1, 2].map(|i| run.graph.slice(packed, i * width..(i + 1) * width));
             [q?, k?, v?]
         } else {
-            [run.real("q_proj_weight", "(E,E)")?, run.real("k_proj_weight", "(E,Ek)")?, run.real("v_proj_weight", "(E,Ev)")?]
+            [
+                run.real("q_proj_weight", "(E,E)")?,
+                run.real("k_proj_weight", "(E,Ek)")?,
+                run.real("v_proj_weight", "(E,Ev)")?,
+            ]
         };
         let optional = |run: &mut RunGraph, name: &str, letters: &str| {
             if run.has(name) { run.real(name, letters).map(Some) } else { Ok(None) }
@@ -162,6 +165,7 @@ fn key_lengths(run: &mut RunGraph, key: Tensor) -> Result<Option<Tensor>> {
             return Err(Error::argument(name, problem, format!("give booleans of shape ({batch}, {keys})")));
         }
     };
+    run.given.remove(name);
     run.given.insert("key_lengths".into(), Given::Int(vec![batch], lengths));
     run.ints("key_lengths", &[batch], 0..keys as i64 + 1).map(Some)
 }

@@ -50,8 +50,12 @@ static RUN: RunSpec = RunSpec {
     options: &[CAUSAL],
     record: |run| {
         let causal = run.switch("causal");
-        let inputs =
-            [run.real("x", "(B,n,E)")?, run.real("w_q", "(E,Dk)")?, run.real("w_k", "(E,Dk)")?, run.real("w_v", "(E,Dv)")?];
+        let inputs = [
+            run.real("x", "(B,n,E)")?,
+            run.real("w_q", "(E,Dk)")?,
+            run.real("w_k", "(E,Dk)")?,
+            run.real("w_v", "(E,Dv)")?,
+        ];
         Ok(vec![record(&mut run.graph, inputs, causal)?])
     },
 };

@@ -51,7 +51,7 @@ pub enum CopyPolicy {
 }
 
 /// How an [`Emulator`] runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EmulatorOptions {
     /// OS threads over which blocks are spread; 0: as many as there are cores.
     pub threads: usize,
@@ -61,12 +61,6 @@ pub struct EmulatorOptions {
     pub copies: CopyPolicy,
     /// Compile the kernels with a sanitizer. The process must run under it: see [`reexec_with`].
     pub sanitize: Option<Sanitizer>,
-}
-
-impl Default for EmulatorOptions {
-    fn default() -> Self {
-        EmulatorOptions { threads: 0, order: Order::default(), copies: CopyPolicy::default(), sanitize: None }
-    }
 }
 
 /// Bytes of shared memory a block may use, static and dynamic together: those of sm_80.
