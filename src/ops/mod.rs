@@ -42,6 +42,9 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 
 /// Every op.
 #[rustfmt::skip]
+
+/// Every op.
+#[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
