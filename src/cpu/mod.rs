@@ -2,7 +2,10 @@
 
 mod device;
 pub mod gemm;
+pub mod lanes;
+pub mod product;
 pub mod real;
+pub mod scratch;
 pub mod simd;
 pub mod strided;
 

@@ -1,6 +1,7 @@
 //! The two element types of the CPU: every CPU op is written once, generic over [`Real`].
 
 use crate::cpu::gemm::Gemm;
+use crate::cpu::lanes::Vectors;
 use std::fmt;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
@@ -8,6 +9,7 @@ use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssi
 /// `f32` or `f64`.
 pub trait Real:
     Gemm
+    + Vectors
     + Copy
     + Default
     + PartialOrd
@@ -34,6 +36,8 @@ pub trait Real:
     const ONE: Self;
     /// −∞.
     const NEG_INFINITY: Self;
+    /// The lowest finite value.
+    const LOWEST: Self;
     /// Rounds to nearest even.
     fn from_f64(x: f64) -> Self;
     /// Exact.
@@ -74,6 +78,7 @@ macro_rules! real {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
+            const LOWEST: Self = $t::MIN;
             fn from_f64(x: f64) -> Self {
                 x as $t
             }

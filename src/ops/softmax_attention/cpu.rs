@@ -3,6 +3,12 @@
 //! With x = scale·q·k over the visible keys: lse = ln Σ eˣ, P = eˣ⁻ˡˢᵉ, out = P·v.
 //! Backward, with D = Σ dO∘O of a row: dv = Pᵀ·dO, dS = P∘(dO·vᵀ − D + dlse), dq = scale·dS·k, dk = scale·dSᵀ·q.
 
+mod backward;
+mod forward;
+#[cfg(test)]
+mod tests;
+mod tiles;
+
 use crate::cpu::{Mut, Real, Ref};
 use crate::op::{Gradient, Mode};
 use crate::ops::attention::Sizes;
@@ -31,7 +37,7 @@ pub(self) struct Gradients<'a, R> {
 pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R], mode: Mode) {
     match mode {
         Mode::Definition => define_forward(p, q, k, v, out, lse),
-        Mode::Fast => define_forward(p, q, k, v, out, lse),
+        Mode::Fast => forward::forward(p, q, k, v, out, lse),
     }
 }
 
@@ -59,7 +65,10 @@ pub fn backward<'a, R: Real>(
     }
     match mode {
         Mode::Definition => define_backward(p, q, k, v, out, lse, d_out, d_lse, &to),
-        Mode::Fast => define_backward(p, q, k, v, out, lse, d_out, d_lse, &to),
+        Mode::Fast => {
+            let from = backward::Saved { q, k, v, out, lse, d_out, d_lse };
+            backward::backward(p, &from, &to);
+        }
     }
 }
 

@@ -1,0 +1,284 @@
+//! Backward in tiles: scores are computed again from q, k and lse.
+//!
+//! A task takes a chunk of one key/value head's keys and a chunk of queries. In round r, chunk j of the keys meets chunk
+//! j + r (modulo their number) of the queries: no two tasks of a round write the same rows, and every row of dq, dk
+//! and dv is summed in an order that the sizes alone decide. So five products suffice, without partial results in
+//! memory, and the bits do not depend on the number of threads.
+
+use super::tiles::{KEYS, QUERIES, TASK, Tile, finite, lanes, transpose, whole};
+use super::{Gradients, Problem, dot};
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::{Mut, Real, Ref};
+use crate::op::Gradient;
+use rayon::prelude::*;
+use std::f64::consts::LOG2_E;
+use std::ops::Range;
+
+/// Tasks that a round should have, for machines with many cores.
+const TASKS: usize = 64;
+/// Fewest queries or keys of a chunk.
+const CHUNK: usize = 256;
+/// Keys whose gradients a task sums in its own scratch before it adds them to the result.
+const BAND: usize = 256;
+
+/// What backward reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Saved<'a, R> {
+    pub q: Ref<'a, R>,
+    pub k: Ref<'a, R>,
+    pub v: Ref<'a, R>,
+    pub out: Ref<'a, R>,
+    pub lse: &'a [R],
+    pub d_out: Option<Ref<'a, R>>,
+    pub d_lse: Option<&'a [R]>,
+}
+
+/// Adds to the gradients.
+pub fn backward<R: Real>(p: &Problem, from: &Saved<R>, to: &Gradients<R>) {
+    let s = p.sizes;
+    let heads = s.batch * s.kv_heads;
+    if heads == 0 || s.queries == 0 || s.keys == 0 {
+        return;
+    }
+    let chunks = TASKS.div_ceil(heads).min(s.queries.min(s.keys).div_ceil(CHUNK)).max(1);
+    let part = |n: usize, tile: usize, i: usize| {
+        let size = n.div_ceil(chunks).next_multiple_of(tile);
+        (i * size).min(n)..((i + 1) * size).min(n)
+    };
+    let work = s.group() * s.queries.div_ceil(chunks) * s.keys.div_ceil(chunks) * (s.key_dim + s.value_dim);
+    for round in 0..chunks {
+        let run = |task: usize| {
+            let (head, j) = (task / chunks, task % chunks);
+            let (b, kv) = (head / s.kv_heads, head % s.kv_heads);
+            let queries = part(s.queries, QUERIES, (j + round) % chunks);
+            let keys = part(s.keys, KEYS, j);
+            for start in keys.clone().step_by(BAND) {
+                band(p, from, to, (b, kv), queries.clone(), start..keys.end.min(start + BAND));
+            }
+        };
+        (0..heads * chunks).into_par_iter().with_min_len(TASK.div_ceil(work.max(1))).for_each(run);
+    }
+}
+
+/// One band of keys against a chunk of the queries of all heads of its group.
+fn band<R: Real>(
+    p: &Problem,
+    from: &Saved<R>,
+    to: &Gradients<R>,
+    (b, kv): (usize, usize),
+    queries: Range<usize>,
+    keys: Range<usize>,
+) {
+    let s = p.sizes;
+    let length = s.length(p.lengths, b);
+    if queries.is_empty() || s.visible(queries.end - 1, length) <= keys.start {
+        return;
+    }
+    let lanes = lanes::<R>();
+    let (dk, dv) = (s.key_dim.next_multiple_of(lanes), s.value_dim.next_multiple_of(lanes));
+    let sizes = [
+        s.key_dim * QUERIES,
+        s.value_dim * QUERIES,
+        KEYS * QUERIES,
+        KEYS * QUERIES,
+        QUERIES * dk,
+        QUERIES * dv,
+        KEYS * dk,
+        QUERIES * dk,
+        BAND * dk,
+        BAND * dv,
+        QUERIES,
+        QUERIES,
+    ];
+    with_scratch(sizes, |[q_t, do_t, probs, ds, q_copy, do_copy, k_copy, dq, dk_sum, dv_sum, lse, delta]| {
+        dk_sum.fill(R::ZERO);
+        dv_sum.fill(R::ZERO);
+        let (k, v) = (from.k.head(b, kv), from.v.head(b, kv));
+        let (k, v) = ((&k.0[keys.start * k.1..], k.1), (&v.0[keys.start * v.1..], v.1));
+        for h in kv * s.group()..(kv + 1) * s.group() {
+            for t in queries.clone().step_by(QUERIES) {
+                let n = QUERIES.min(queries.end - t);
+                let width = n.next_multiple_of(lanes);
+                let seen = s.visible(t + n - 1, length).min(keys.end);
+                if seen <= keys.start {
+                    continue;
+                }
+                let q = from.q.head(b, h);
+                let q = (&q.0[t * q.1..], q.1);
+                transpose(q, n, s.key_dim, R::from_f64(p.scale * LOG2_E), q_t, width);
+                let d_out = match &from.d_out {
+                    Some(d_out) => {
+                        let head = d_out.head(b, h);
+                        (&head.0[t * head.1..], head.1)
+                    }
+                    None => {
+                        do_copy.fill(R::ZERO);
+                        (&[] as &[R], 0)
+                    }
+                };
+                let scale = R::from_f64(p.scale);
+                // With d_out `None` its copy, all zeros, stands for it.
+                let d_rows = if from.d_out.is_some() {
+                    transpose(d_out, n, s.value_dim, scale, do_t, width);
+                    whole(d_out, n, s.value_dim, dv, do_copy)
+                } else {
+                    do_t.fill(R::ZERO);
+                    (&*do_copy, dv)
+                };
+                lse.fill(R::ZERO);
+                delta.fill(R::ZERO);
+                for i in 0..n {
+                    let row = (b * s.heads + h) * s.queries + t + i;
+                    lse[i] = from.lse[row] * R::from_f64(LOG2_E);
+                    let d = from.d_out.map_or(R::ZERO, |d| dot(d.row(&[b, h, t + i]), from.out.row(&[b, h, t + i])));
+                    delta[i] = scale * (d - from.d_lse.map_or(R::ZERO, |d| d[row]));
+                }
+                let q_rows = whole(q, n, s.key_dim, dk, q_copy);
+                dq.fill(R::ZERO);
+                vectorise(Rows {
+                    p,
+                    k,
+                    v,
+                    q: q_rows,
+                    d_out: d_rows,
+                    queries: (t, n),
+                    keys: keys.start..seen,
+                    width,
+                    columns: (dk, dv),
+                    q_t,
+                    do_t,
+                    lse,
+                    delta,
+                    probs,
+                    ds,
+                    k_copy,
+                    dq,
+                    dk: dk_sum,
+                    dv: dv_sum,
+                    wanted: (to.dq.is_some(), to.dk.is_some(), to.dv.is_some()),
+                });
+                add_rows(&to.dq, (b, h), t, n, dq, dk);
+            }
+        }
+        add_rows(&to.dk, (b, kv), keys.start, keys.len(), dk_sum, dk);
+        add_rows(&to.dv, (b, kv), keys.start, keys.len(), dv_sum, dv);
+    });
+}
+
+/// Adds `n` rows of a tile to a gradient's rows from `first` on.
+fn add_rows<R: Real>(
+    to: &Option<Gradient<Mut<R>>>,
+    (b, h): (usize, usize),
+    first: usize,
+    n: usize,
+    tile: &[R],
+    columns: usize,
+) {
+    let Some(to) = to else { return };
+    for (i, row) in tile.chunks_exact(columns).take(n).enumerate() {
+        // SAFETY: within a round, each row belongs to one task.
+        let to = unsafe { to.to.row(&[b, h, first + i]) };
+        to.iter_mut().zip(row).for_each(|(to, &x)| *to += x);
+    }
+}
+
+/// A tile of queries against the keys of a band that they see.
+struct Rows<'a, R> {
+    p: &'a Problem<'a>,
+    /// Keys and values from the band's first on, and the distance of their rows.
+    k: (&'a [R], usize),
+    v: (&'a [R], usize),
+    /// Queries and output gradients in rows of whole vectors.
+    q: (&'a [R], usize),
+    d_out: (&'a [R], usize),
+    /// The first query, and how many.
+    queries: (usize, usize),
+    keys: Range<usize>,
+    width: usize,
+    /// Dk and Dv, rounded up to whole vectors.
+    columns: (usize, usize),
+    /// (Dk, width): q, transposed, times scale·log₂e.
+    q_t: &'a [R],
+    /// (Dv, width): the output gradient, transposed, times scale.
+    do_t: &'a [R],
+    /// (width): lse·log₂e, and scale·(D − dlse).
+    lse: &'a [R],
+    delta: &'a [R],
+    /// (keys of a tile, width): P, and scale·dS.
+    probs: &'a mut [R],
+    ds: &'a mut [R],
+    k_copy: &'a mut [R],
+    /// (queries, columns), (keys of the band, columns): what has been summed of the gradients.
+    dq: &'a mut [R],
+    dk: &'a mut [R],
+    dv: &'a mut [R],
+    wanted: (bool, bool, bool),
+}
+
+impl<R: Real> Kernel<R> for Rows<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        let Rows { p, k, v, q, d_out, queries, keys, width, columns, q_t, do_t, lse, delta, .. } = self;
+        let Rows { probs, ds, k_copy, dq, dk, dv, wanted, .. } = self;
+        let (key_dim, value_dim) = (p.sizes.key_dim, p.sizes.value_dim);
+        for start in (0..keys.len()).step_by(KEYS) {
+            let n = KEYS.min(keys.len() - start);
+            let tile = Tile::new(p, queries, (keys.start + start, n), width);
+            let (k, v) = ((&k.0[start * k.1..], k.1), (&v.0[start * v.1..], v.1));
+            tile.scores(s, k, key_dim, q_t, probs);
+            tile.scores(s, v, value_dim, do_t, ds);
+            for lane in (0..width).step_by(S::LANES) {
+                differentiate(s, &tile, lane, probs, ds, s.load(&lse[lane..]), s.load(&delta[lane..]));
+            }
+            let exact = tile.is_cut()
+                && !(finite(s, k, n, key_dim)
+                    && finite(s, q, queries.1, columns.0)
+                    && finite(s, d_out, queries.1, columns.1));
+            if wanted.2 {
+                tile.to_keys(s, probs, d_out, &mut dv[start * columns.1..], columns.1, exact);
+            }
+            if wanted.1 {
+                tile.to_keys(s, ds, q, &mut dk[start * columns.0..], columns.0, exact);
+            }
+            if wanted.0 {
+                let k = whole(k, n, key_dim, columns.0, k_copy);
+                tile.to_queries(s, ds, k, dq, columns.0, exact);
+            }
+        }
+    }
+}
+
+/// For one vector of queries: P from the scores, and scale·dS from scale·dO·vᵀ; 0 where invisible.
+#[inline(always)]
+fn differentiate<R: Real, S: Simd<R>>(
+    s: S,
+    tile: &Tile,
+    lane: usize,
+    probs: &mut [R],
+    ds: &mut [R],
+    lse: S::V,
+    delta: S::V,
+) {
+    let zero = s.splat(R::ZERO);
+    let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
+    for key in 0..some {
+        let at = key * tile.width + lane;
+        let (x, d) = (&mut probs[at..], &mut ds[at..]);
+        let mut e = s.exp2(s.load(x) - lse);
+        let mut de = e * (s.load(d) - delta);
+        if key >= all {
+            let first = tile.first_query(key) - lane;
+            (e, de) = (s.from_lane(first, e, zero), s.from_lane(first, de, zero));
+        }
+        s.store(e, x);
+        s.store(de, d);
+    }
+    for key in some..tile.keys {
+        let at = key * tile.width + lane;
+        s.store(zero, &mut probs[at..]);
+        s.store(zero, &mut ds[at..]);
+    }
+}

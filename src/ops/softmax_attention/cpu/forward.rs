@@ -1,0 +1,164 @@
+//! Forward in tiles: softmax online, so that a score is used while it is in cache and never stored in memory.
+
+use super::Problem;
+use super::tiles::{KEYS, QUERIES, TASK, Tile, finite, lanes, transpose, whole};
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
+use crate::cpu::scratch::with_scratch;
+use crate::cpu::{Mut, Real, Ref};
+use rayon::prelude::*;
+use std::f64::consts::{LN_2, LOG2_E};
+
+/// out and lse, in parallel over tiles of queries.
+pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R]) {
+    let s = p.sizes;
+    let (shape, strides) = ([s.batch, s.heads, s.queries, 1], [s.heads * s.queries, s.queries, 1, 1]);
+    let lse = &Mut::new(lse, &shape, &strides);
+    let tiles = s.queries.div_ceil(QUERIES);
+    let lanes = lanes::<R>();
+    let columns = s.value_dim.next_multiple_of(lanes);
+    let run = |task: usize| {
+        // The last tiles first: under a causal mask they take longest.
+        let (head, tile) = (task / tiles, tiles - 1 - task % tiles);
+        let (b, h, t) = (head / s.heads, head % s.heads, tile * QUERIES);
+        let queries = QUERIES.min(s.queries - t);
+        let width = queries.next_multiple_of(lanes);
+        let sizes = [s.key_dim * width, KEYS * width, queries * columns, KEYS * columns, width, width, width];
+        with_scratch(sizes, |[q_t, scores, sums, v_copy, max, total, factor]| {
+            let keys = s.visible(t + queries - 1, s.length(p.lengths, b));
+            let (q, q_row) = q.head(b, h);
+            transpose((&q[t * q_row..], q_row), queries, s.key_dim, R::from_f64(p.scale * LOG2_E), q_t, width);
+            let (k, v) = (k.head(b, h / s.group()), v.head(b, h / s.group()));
+            let (max, total, sums) = (&mut *max, &mut *total, &mut *sums);
+            vectorise(Rows {
+                p,
+                k,
+                v,
+                t,
+                queries,
+                width,
+                keys,
+                columns,
+                q_t,
+                scores,
+                sums,
+                v_copy,
+                max,
+                total,
+                factor,
+            });
+            for i in 0..queries {
+                // SAFETY: each row belongs to one task.
+                let (out, lse) = unsafe { (out.row(&[b, h, t + i]), lse.row(&[b, h, t + i])) };
+                if s.visible(t + i, keys) == 0 {
+                    out.fill(R::ZERO);
+                    lse[0] = R::NEG_INFINITY;
+                    continue;
+                }
+                let scale = R::ONE / total[i];
+                out.iter_mut().zip(&sums[i * columns..]).for_each(|(out, &sum)| *out = sum * scale);
+                lse[0] = max[i] * R::from_f64(LN_2) + total[i].ln();
+            }
+        });
+    };
+    let work = QUERIES.min(s.queries) * s.keys * (s.key_dim + s.value_dim);
+    (0..s.batch * s.heads * tiles).into_par_iter().with_min_len(TASK.div_ceil(work.max(1))).for_each(run);
+}
+
+/// Some queries of one head against all the keys that they see.
+struct Rows<'a, R> {
+    p: &'a Problem<'a>,
+    /// Keys and values of the head, and the distance of their rows.
+    k: (&'a [R], usize),
+    v: (&'a [R], usize),
+    t: usize,
+    queries: usize,
+    width: usize,
+    keys: usize,
+    /// Dv, rounded up to whole vectors.
+    columns: usize,
+    /// (Dk, width): q, transposed, times scale·log₂e.
+    q_t: &'a [R],
+    /// (keys of a tile, width).
+    scores: &'a mut [R],
+    /// (queries, columns): what has been summed of 2ˢᶜᵒʳᵉ⁻ᵐᵃˣ·v …
+    sums: &'a mut [R],
+    v_copy: &'a mut [R],
+    /// (width): … with the largest score so far, and the sum of 2ˢᶜᵒʳᵉ⁻ᵐᵃˣ.
+    max: &'a mut [R],
+    total: &'a mut [R],
+    /// (width): by what a tile's new maxima shrink the sums.
+    factor: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for Rows<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        let Rows { p, k, v, t, queries, width, keys, columns, q_t, scores, sums, v_copy, max, total, factor } = self;
+        sums.fill(R::ZERO);
+        max.fill(R::NEG_INFINITY);
+        total.fill(R::ZERO);
+        for start in (0..keys).step_by(KEYS) {
+            let n = KEYS.min(keys - start);
+            let tile = Tile::new(p, (t, queries), (start, n), width);
+            tile.scores(s, (&k.0[start * k.1..], k.1), p.sizes.key_dim, q_t, scores);
+            let mut changed = false;
+            for lane in (0..width).step_by(S::LANES) {
+                changed |=
+                    softmax_step(s, &tile, lane, scores, (&mut max[lane..], &mut total[lane..], &mut factor[lane..]));
+            }
+            if changed {
+                for (row, &factor) in sums.chunks_exact_mut(columns).zip(factor.iter()) {
+                    let factor = s.splat(factor);
+                    for x in row.chunks_exact_mut(S::LANES) {
+                        s.store(s.load(x) * factor, x);
+                    }
+                }
+            }
+            let v_tile = (&v.0[start * v.1..], v.1);
+            let exact = tile.is_cut() && !finite(s, v_tile, n, p.sizes.value_dim);
+            let v_tile = whole(v_tile, n, p.sizes.value_dim, columns, v_copy);
+            tile.to_queries(s, scores, v_tile, sums, columns, exact);
+        }
+    }
+}
+
+/// For one vector of queries: scores become 2ˢᶜᵒʳᵉ⁻ᵐᵃˣ, 0 where invisible; says whether a maximum has changed.
+#[inline(always)]
+fn softmax_step<R: Real, S: Simd<R>>(
+    s: S,
+    tile: &Tile,
+    lane: usize,
+    scores: &mut [R],
+    (max, total, factor): (&mut [R], &mut [R], &mut [R]),
+) -> bool {
+    let width = tile.width;
+    let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
+    for key in all..some {
+        let x = &mut scores[key * width + lane..];
+        s.store(s.from_lane(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
+    }
+    for key in some..tile.keys {
+        s.store(s.splat(R::ZERO), &mut scores[key * width + lane..]);
+    }
+    let before = s.load(max);
+    // Where nothing is visible yet, a finite maximum keeps −∞ − max from being NaN. The order keeps NaN out of the
+    // maximum; it comes back through the exponential.
+    let mut now = s.max(before, s.splat(R::LOWEST));
+    for key in 0..some {
+        now = s.max(s.load(&scores[key * width + lane..]), now);
+    }
+    let mut sum = s.splat(R::ZERO);
+    for key in 0..some {
+        let x = &mut scores[key * width + lane..];
+        let e = s.exp2(s.load(x) - now);
+        s.store(e, x);
+        sum = sum + e;
+    }
+    let shrink = s.exp2(before - now);
+    s.store(now, max);
+    s.store(s.mul_add(s.load(total), shrink, sum), total);
+    s.store(shrink, factor);
+    !s.all_equal(shrink, s.splat(R::ONE))
+}

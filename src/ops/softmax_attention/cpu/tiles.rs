@@ -1,0 +1,209 @@
+//! What forward and backward share. A tile's scores are kept transposed, a row a key and a lane a query: maxima and
+//! sums over keys are then plain vector operations, and k and v are read in place.
+
+use super::Problem;
+use crate::cpu::Real;
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
+use crate::cpu::product::Product;
+
+/// Queries of a tile.
+pub const QUERIES: usize = 64;
+/// Keys of a tile.
+pub const KEYS: usize = 128;
+/// Multiply-adds that are worth a task of their own.
+pub const TASK: usize = 1 << 19;
+/// Rows that one step of a product takes where the mask cuts a tile.
+const GROUP: usize = 6;
+
+/// A tile of the score matrix: some keys by some queries.
+#[derive(Debug, Clone, Copy)]
+pub struct Tile {
+    /// Queries.
+    pub queries: usize,
+    /// Keys.
+    pub keys: usize,
+    /// Lanes of a row: queries, rounded up to whole vectors.
+    pub width: usize,
+    /// The first query that sees the tile's first key, counted from the tile's first query; negative where
+    /// earlier ones would see it too.
+    diagonal: isize,
+}
+
+impl Tile {
+    /// Queries from `t` on, keys from `s` on.
+    pub fn new(p: &Problem, (t, queries): (usize, usize), (s, keys): (usize, usize), width: usize) -> Tile {
+        let diagonal = (s + p.sizes.queries) as isize - (p.sizes.keys + t) as isize;
+        // Far enough for every key of a tile to be seen by all.
+        Tile { queries, keys, width, diagonal: if p.sizes.causal { diagonal } else { -(KEYS as isize) } }
+    }
+
+    /// The first query that sees this key.
+    pub fn first_query(&self, key: usize) -> usize {
+        (self.diagonal + key as isize).max(0) as usize
+    }
+
+    /// How many keys this query sees.
+    pub fn visible(&self, query: usize) -> usize {
+        (query as isize + 1 - self.diagonal).clamp(0, self.keys as isize) as usize
+    }
+
+    /// Whether some query does not see some key.
+    pub fn is_cut(&self) -> bool {
+        self.first_query(self.keys - 1) > 0
+    }
+
+    /// C (keys × width) ← A·B with A (keys × k) a row per key and B (k × width) a lane per query, leaving out
+    /// whole vectors that no key is visible in.
+    #[inline(always)]
+    pub fn scores<R: Real, S: Simd<R>>(&self, s: S, (a, a_row): (&[R], usize), k: usize, b: &[R], c: &mut [R]) {
+        let whole = self.visible(0);
+        let mut start = 0;
+        while start < self.keys {
+            let (keys, from) = if start < whole {
+                (whole - start, 0)
+            } else {
+                (S::LANES.min(self.keys - start), self.first_query(start) / S::LANES * S::LANES)
+            };
+            s.call(Product {
+                m: keys,
+                k,
+                columns: self.width - from,
+                a: &a[start * a_row..],
+                a_strides: (a_row, 1),
+                b: &b[from..],
+                b_row: self.width,
+                c: &mut c[start * self.width + from..],
+                c_row: self.width,
+                add: false,
+            });
+            start += keys;
+        }
+    }
+
+    /// C (queries × columns) += Wᵀ·B with W (keys × width) and B (keys × columns). `exact`: no invisible key is
+    /// touched at all, as 0·NaN would be NaN; otherwise a few are, with weight 0.
+    #[inline(always)]
+    pub fn to_queries<R: Real, S: Simd<R>>(
+        &self,
+        s: S,
+        w: &[R],
+        (b, b_row): (&[R], usize),
+        c: &mut [R],
+        columns: usize,
+        exact: bool,
+    ) {
+        let group = self.group(self.queries, exact);
+        for start in (0..self.queries).step_by(group) {
+            let m = group.min(self.queries - start);
+            s.call(Product {
+                m,
+                k: self.visible(start + m - 1),
+                columns,
+                a: &w[start..],
+                a_strides: (1, self.width),
+                b,
+                b_row,
+                c: &mut c[start * columns..],
+                c_row: columns,
+                add: true,
+            });
+        }
+    }
+
+    /// C (keys × columns) += W·B with W (keys × width) and B (queries × columns); `exact` as above.
+    #[inline(always)]
+    pub fn to_keys<R: Real, S: Simd<R>>(
+        &self,
+        s: S,
+        w: &[R],
+        (b, b_row): (&[R], usize),
+        c: &mut [R],
+        columns: usize,
+        exact: bool,
+    ) {
+        let group = self.group(self.keys, exact);
+        for start in (0..self.keys).step_by(group) {
+            let from = self.first_query(start);
+            if from >= self.queries {
+                break;
+            }
+            s.call(Product {
+                m: group.min(self.keys - start),
+                k: self.queries - from,
+                columns,
+                a: &w[start * self.width + from..],
+                a_strides: (self.width, 1),
+                b: &b[from * b_row..],
+                b_row,
+                c: &mut c[start * columns..],
+                c_row: columns,
+                add: true,
+            });
+        }
+    }
+
+    fn group(&self, all: usize, exact: bool) -> usize {
+        match (self.is_cut(), exact) {
+            (false, _) => all,
+            (true, false) => GROUP,
+            (true, true) => 1,
+        }
+    }
+}
+
+/// `dim` × `width`, from `rows` rows at distance `row`, times `factor`; zeros in the lanes past the last row.
+pub fn transpose<R: Real>((from, row): (&[R], usize), rows: usize, dim: usize, factor: R, to: &mut [R], width: usize) {
+    for (d, lanes) in to.chunks_exact_mut(width).take(dim).enumerate() {
+        let (filled, rest) = lanes.split_at_mut(rows);
+        filled.iter_mut().enumerate().for_each(|(q, lane)| *lane = from[q * row + d] * factor);
+        rest.fill(R::ZERO);
+    }
+}
+
+/// Rows of whole vectors: the given ones, if they are, else a copy with zeros after each.
+pub fn whole<'a, R: Real>(
+    (from, row): (&'a [R], usize),
+    rows: usize,
+    dim: usize,
+    padded: usize,
+    copy: &'a mut [R],
+) -> (&'a [R], usize) {
+    if dim == padded {
+        return (from, row);
+    }
+    for (r, to) in copy.chunks_exact_mut(padded).take(rows).enumerate() {
+        to[..dim].copy_from_slice(&from[r * row..][..dim]);
+        to[dim..].fill(R::ZERO);
+    }
+    (copy, padded)
+}
+
+/// Whether all elements of these rows are finite.
+#[inline(always)]
+pub fn finite<R: Real, S: Simd<R>>(s: S, (from, row): (&[R], usize), rows: usize, dim: usize) -> bool {
+    let zero = s.splat(R::ZERO);
+    let mut sum = zero;
+    let mut rest = R::ZERO;
+    for r in 0..rows {
+        let row = from[r * row..][..dim].chunks_exact(S::LANES);
+        row.remainder().iter().for_each(|&x| rest += x * R::ZERO);
+        for x in row {
+            // 0·x is 0, or NaN where x is not finite.
+            sum = s.mul_add(zero, s.load(x), sum);
+        }
+    }
+    s.all_equal(sum, zero) && rest == R::ZERO
+}
+
+/// Elements of a vector of the widest kind at hand: what rows are padded to.
+pub fn lanes<R: Real>() -> usize {
+    struct Lanes;
+    impl<R> Kernel<R> for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd<R>>(self, _: S) -> usize {
+            S::LANES
+        }
+    }
+    vectorise::<R, _>(Lanes)
+}
