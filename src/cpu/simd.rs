@@ -105,7 +105,8 @@ fn erf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let near = polynomial(s, square, &c) * x;
     // At 4 and beyond, erf is 1 in f32. This order keeps NaN.
     let size_4 = s.min(s.splat(4.0), size);
-    let c = [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
+    let c =
+        [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
     let far = with_sign(s, s.splat(1.0) - exp(s, polynomial(s, size_4, &c)), x);
     s.if_less(size, s.splat(0.93), near, far)
 }
