@@ -14,6 +14,7 @@ pub mod io;
 pub mod model;
 pub mod op;
 pub mod ops;
+pub mod optimizer;
 pub mod philox;
 pub mod plan;
 pub mod run_spec;

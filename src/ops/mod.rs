@@ -40,7 +40,7 @@ pub struct Entry {
 /// Records an attention variant: queries (B,H,T,D), keys and values (B,Hk,S,D), the output (B,H,T,D) stored as (B,T,H,D).
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
-/// Every op.
+/// Every op, and last the updates, which are validated alike.
 #[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
@@ -56,4 +56,6 @@ pub static OPS: &[&Entry] = &[
     &cross_entropy::ENTRY,
     &copy::ENTRY,
     &matmul::ENTRY,
+    &crate::optimizer::adamw::ENTRY,
+    &crate::optimizer::clip::ENTRY,
 ];
