@@ -125,7 +125,10 @@ fn a_checkpoint_is_whole_and_evaluates_as_it_trained() {
     let text = place.text("t.txt", some_text(200));
     place.attn(&format!("train lm --text {text} --block-size 16 {SMALL} --steps 2 --eval-every 1 --out run"));
     let config: Value = serde_json::from_slice(&fs::read(place.path("run/config.json")).unwrap()).unwrap();
-    assert_eq!((&config["model_type"], &config["n_layer"], &config["n_positions"]), (&"gpt2".into(), &3.into(), &16.into()));
+    assert_eq!(
+        (&config["model_type"], &config["n_layer"], &config["n_positions"]),
+        (&"gpt2".into(), &3.into(), &16.into())
+    );
     assert_eq!(config["tie_word_embeddings"], false);
     let bytes = fs::read(place.path("run/model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();

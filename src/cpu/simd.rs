@@ -105,7 +105,8 @@ fn erf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let near = polynomial(s, square, &c) * x;
     // At 4 and beyond, erf is 1 in f32. This order keeps NaN.
     let size_4 = s.min(s.splat(4.0), size);
-    let c = [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
+    let c =
+        [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
     let far = with_sign(s, s.splat(1.0) - exp(s, polynomial(s, size_4, &c)), x);
     s.if_less(size, s.splat(0.93), near, far)
 }
@@ -409,8 +410,8 @@ mod tests {
         for n in [0, 1, 15, 64, 100, 1000] {
             let x: Vec<f64> = (0..n).map(|i| (i % 7) as f64 - 2.5).collect();
             let mut y: Vec<f64> = (0..n).map(|i| (i % 5) as f64).collect();
-            assert_eq!(sum(&x), x.iter().sum());
-            assert_eq!(dot(&x, &y), x.iter().zip(&y).map(|(x, y)| x * y).sum());
+            assert_eq!(sum(&x), x.iter().sum::<f64>());
+            assert_eq!(dot(&x, &y), x.iter().zip(&y).map(|(x, y)| x * y).sum::<f64>());
             let expected: Vec<f64> = x.iter().zip(&y).map(|(x, y)| y + 0.5 * x).collect();
             axpy(0.5, &x, &mut y);
             assert_eq!(y, expected);

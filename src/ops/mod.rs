@@ -42,6 +42,12 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 
 /// Every op, and last the updates, which are validated alike.
 #[rustfmt::skip]
+
+/// Every op.
+#[rustfmt::skip]
+
+/// Every op.
+#[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
@@ -56,6 +62,4 @@ pub static OPS: &[&Entry] = &[
     &cross_entropy::ENTRY,
     &copy::ENTRY,
     &matmul::ENTRY,
-    &crate::optimizer::adamw::ENTRY,
-    &crate::optimizer::clip::ENTRY,
 ];

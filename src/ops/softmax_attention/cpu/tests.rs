@@ -138,7 +138,8 @@ fn fast_is_the_definition() {
     for c in cases() {
         for accumulate in [false, true] {
             let d = data::<f64>(&c);
-            let (expected, got) = (compute(&c, &d, Mode::Definition, accumulate), compute(&c, &d, Mode::Fast, accumulate));
+            let (expected, got) =
+                (compute(&c, &d, Mode::Definition, accumulate), compute(&c, &d, Mode::Fast, accumulate));
             for (name, (a, b)) in ["out", "lse", "dq", "dk", "dv"].iter().zip(expected.iter().zip(&got)) {
                 assert!(a.iter().all(|x| !x.is_nan()), "{c:?}: {name} of the definition");
                 assert!(difference(a, b) < 1e-11, "{c:?}: {name} differs by {:e}", difference(a, b));
@@ -175,8 +176,7 @@ fn backward_is_the_derivative_of_forward() {
         let finite = lse.iter().zip(&d.d_lse).filter(|(x, _)| x.is_finite()).map(|(x, d)| x * d).sum::<f64>();
         out.data.iter().zip(&d.d_out.data).map(|(x, d)| x * d).sum::<f64>() + finite
     };
-    let inputs: [fn(&mut Data<f64>) -> &mut Vec<f64>; 3] =
-        [|d| &mut d.q.data, |d| &mut d.k.data, |d| &mut d.v.data];
+    let inputs: [fn(&mut Data<f64>) -> &mut Vec<f64>; 3] = [|d| &mut d.q.data, |d| &mut d.k.data, |d| &mut d.v.data];
     for (input, gradient) in inputs.iter().zip(&gradients[2..]) {
         for (i, &expected) in gradient.iter().enumerate() {
             let mut moved = data::<f64>(&c);
