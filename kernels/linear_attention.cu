@@ -1,9 +1,9 @@
 // Linear attention, forward and backward (see src/ops/linear_attention.rs for the formulas and names).
 //
-// Everything is made of two steps on tiles of 64×64 in shared memory, each with three of Q = φ(q), K = φ(k), V = v
-// and G = g as operands:
-//   states:  per segment of rows, Σ b cᵀ           (K,V gives S and z; Q,G gives G and y), then summed over segments;
-//   rows:    a·state + mask(a bᵀ) c within the segment  (out: Q,K,V; dφ(q): G,V,K; dφ(k): V,G,Q; dv: K,Q,G).
+// Everything is made of two steps on tiles of 64×64 in shared memory, with operands Q = φ(q), K = φ(k), V = v, G = dout
+// and P = φ(q)/d:
+//   states:  per segment of rows, Σ b cᵀ                (K,V gives S and z; P,G gives G and y), then summed over segments;
+//   rows:    a·state + mask(a bᵀ) c within the segment  (out: Q,K,V; d·dφ(q): G,V,K; dφ(k): V,G,P; dv: K,P,G).
 // A state is stored as S (Dk×Dv), then z (Dk). Segments of queries and of keys match: query t's last key, t + S − T, lies
 // in the segment of t's number plus `first`; `pad` is where that makes segment 0 of the keys start, counted before key 0.
 // Defines: CAUSAL, FEATURE_MAP (position in FeatureMap::ALL).
@@ -13,7 +13,7 @@ static constexpr int TILE = 64, THREADS = 256;
 // Rows of a tile in shared memory, in elements: 16-byte aligned, and eight rows apart in banks.
 static constexpr int PITCH = TILE + 4;
 
-enum Operand { Q, K, V, G };
+enum Operand { Q, K, V, G, P };
 
 // Mirrors `Problem` in src/ops/linear_attention/gpu.rs.
 struct Problem {
@@ -22,7 +22,7 @@ struct Problem {
     View q, k, v, d_out;
     const int* lengths;     // (B), or null
     const float* inverse;   // 1/d (B,H,T), 0 where d is 0
-    const float* shift;     // c (B,H,T)
+    const float* shift;     // c = −dout·out (B,H,T)
     const float* states;    // sums up to each segment of keys; from each segment of queries on
 };
 
@@ -45,7 +45,7 @@ __device__ __forceinline__ float slope(float feature) {
 
 __device__ __forceinline__ int key_length(const Problem& p, int b) { return p.lengths ? p.lengths[b] : p.keys; }
 __device__ __forceinline__ int columns_of(const Problem& p, Operand what) {
-    return what == Q || what == K ? p.key_dim : p.value_dim;
+    return what == V || what == G ? p.value_dim : p.key_dim;
 }
 // How deep a product over tile columns or rows goes: in fours, as tiles are read; the rest is zeros.
 __device__ __forceinline__ int depth_of(int left) { return left >= TILE ? TILE : (left + 3) & ~3; }
@@ -54,7 +54,7 @@ __device__ __forceinline__ long long state_len(const Problem& p) { return (long 
 // Loads `count` rows from `row` on (those outside 0..limit as zeros) and `depth` columns from `column` on.
 template <Operand what>
 __device__ __forceinline__ void load(float* tile, const Problem& p, int b, int h, int row, int count, int limit, int column) {
-    const View& view = what == Q ? p.q : what == K ? p.k : what == V ? p.v : p.d_out;
+    const View& view = what == K ? p.k : what == V ? p.v : what == G ? p.d_out : p.q;
     int columns = columns_of(p, what), x = threadIdx.x % TILE;
     if (x >= depth_of(columns - column)) return;
     const float* from = view.at(b, h, 0) + column + x;
@@ -65,8 +65,8 @@ __device__ __forceinline__ void load(float* tile, const Problem& p, int b, int h
         float value = 0.f;
         if (t >= 0 && t < limit && column + x < columns) {
             value = from[t * view.row];
-            if (what == Q || what == K) value = feature(value);
-            if (what == G) value *= inverse[t];
+            if (what != V && what != G) value = feature(value);
+            if (what == P) value *= inverse[t];
         }
         tile[r * PITCH + x] = value;
     }
@@ -158,7 +158,7 @@ __device__ __forceinline__ void sum_segment(const Problem& p, float* states) {
     SHARED(float4, tile_b, TILE * PITCH / 4);
     SHARED(float4, tile_c, TILE * PITCH / 4);
     float *b_tile = reinterpret_cast<float*>(tile_b), *c_tile = reinterpret_cast<float*>(tile_c);
-    constexpr bool queries = b_ == Q;
+    constexpr bool queries = b_ == P;
     int segments = queries ? p.query_segments : p.key_segments, length = queries ? p.query_segment : p.key_segment;
     int unit = blockIdx.x / segments, segment = blockIdx.x % segments;
     int b = unit / p.kv_heads, kv_head = unit % p.kv_heads, group = p.heads / p.kv_heads;
@@ -205,12 +205,12 @@ __device__ __forceinline__ void sum_segment(const Problem& p, float* states) {
     }
 }
 
-KERNEL(sum_keys, THREADS)(Problem p, float* states) { sum_segment<K, V>(p, states); }
-KERNEL(sum_queries, THREADS)(Problem p, float* states) { sum_segment<Q, G>(p, states); }
+KERNEL(linear_attention_sum_keys, THREADS)(Problem p, float* states) { sum_segment<K, V>(p, states); }
+KERNEL(linear_attention_sum_queries, THREADS)(Problem p, float* states) { sum_segment<P, G>(p, states); }
 
 // Sums of segments to running sums, in place; in `reverse` from the last segment on. Without a mask only the total is
 // wanted, at the last one visited. One thread an element of a unit's state.
-KERNEL(accumulate_segments, 256)(float* states, long long units, int segments, long long len, int reverse) {
+KERNEL(linear_attention_accumulate_segments, 256)(float* states, long long units, int segments, long long len, int reverse) {
     static constexpr int AHEAD = 8;
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= units * len) return;
@@ -339,6 +339,7 @@ __device__ __forceinline__ void compute_rows(const Problem& p, View to, float* d
             if (biased) {
                 const View& input = query_rows ? p.q : p.k;
                 if (has_state) value += vector[x] * (query_rows ? p.shift[query] : 1.f);
+                if (query_rows) value *= p.inverse[query];
                 value = query_rows || t < length ? value * slope(feature(input.at(batch, head, t)[x])) : 0.f;
             }
             row_to[x] = accumulate ? row_to[x] + value : value;
@@ -346,13 +347,13 @@ __device__ __forceinline__ void compute_rows(const Problem& p, View to, float* d
     }
 }
 
-KERNEL(forward, THREADS)(Problem p, View out, float* denominators) { compute_rows<Q, K, V>(p, out, denominators, 0); }
-KERNEL(backward_q, THREADS)(Problem p, View dq, int accumulate) { compute_rows<G, V, K>(p, dq, nullptr, accumulate); }
-KERNEL(backward_k, THREADS)(Problem p, View dk, int accumulate) { compute_rows<V, G, Q>(p, dk, nullptr, accumulate); }
-KERNEL(backward_v, THREADS)(Problem p, View dv, int accumulate) { compute_rows<K, Q, G>(p, dv, nullptr, accumulate); }
+KERNEL(linear_attention_forward, THREADS)(Problem p, View out, float* denominators) { compute_rows<Q, K, V>(p, out, denominators, 0); }
+KERNEL(linear_attention_backward_q, THREADS)(Problem p, View dq, int accumulate) { compute_rows<G, V, K>(p, dq, nullptr, accumulate); }
+KERNEL(linear_attention_backward_k, THREADS)(Problem p, View dk, int accumulate) { compute_rows<V, G, P>(p, dk, nullptr, accumulate); }
+KERNEL(linear_attention_backward_v, THREADS)(Problem p, View dv, int accumulate) { compute_rows<K, P, G>(p, dv, nullptr, accumulate); }
 
-// 1/d and c = −(dout·out)/d of every query: a warp each.
-KERNEL(prepare_queries, 256)(Problem p, View out, const float* denominators, float* inverse, float* shift, long long n) {
+// 1/d and c = −dout·out of every query: a warp each.
+KERNEL(linear_attention_prepare_queries, 256)(Problem p, View out, const float* denominators, float* inverse, float* shift, long long n) {
     long long query = blockIdx.x * 8ll + threadIdx.x / 32;
     if (query >= n) return;
     int t = query % p.queries, h = query / p.queries % p.heads, b = query / p.queries / p.heads;
@@ -361,8 +362,8 @@ KERNEL(prepare_queries, 256)(Problem p, View out, const float* denominators, flo
     for (int e = threadIdx.x % 32; e < p.value_dim; e += 32) sum = fmaf(x[e], y[e], sum);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) {
-        float d = denominators[query], inverted = d == 0.f ? 0.f : 1.f / d;
-        inverse[query] = inverted;
-        shift[query] = -sum * inverted;
+        float d = denominators[query];
+        inverse[query] = d == 0.f ? 0.f : 1.f / d;
+        shift[query] = -sum;
     }
 }

@@ -4,8 +4,12 @@ pub mod bench;
 pub mod completions;
 pub mod device;
 pub mod devices;
+pub mod eval;
+pub mod generate;
 pub mod kernels;
 pub mod run;
+pub mod settings;
+pub mod train;
 pub mod validate;
 
 use crate::error::{Error, Result};
@@ -48,9 +52,9 @@ enum Command {
     Validate(validate::Args),
     Bench(bench::Args),
     Run(run::Args),
-    // Train(train::Args),
-    // Eval(eval::Args),
-    // Generate(generate::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -67,9 +71,9 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Validate(args) => validate::main(args),
         Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
-        // Command::Train(args) => train::main(args),
-        // Command::Eval(args) => eval::main(args),
-        // Command::Generate(args) => generate::main(args),
+        Command::Train(args) => train::main(args),
+        Command::Eval(args) => eval::main(args),
+        Command::Generate(args) => generate::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args, &launched(OPS, &Arch::ALL)?)?;
             return Ok(if passed { Status::Done } else { Status::Failed });

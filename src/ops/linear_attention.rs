@@ -3,9 +3,9 @@
 //!
 //! Time and memory grow linearly in the length. Where the denominator dₜ = φ(qₜ)ᵀz is 0, the row and its gradients are 0.
 //! Saved: dₜ, and on a GPU the sums (S, z) up to the start of each segment of keys; without a mask one total.
-//! Backward, with gₜ = doutₜ/dₜ and cₜ = −(doutₜ·outₜ)/dₜ:
-//! dφ(qₜ) = S gₜ + cₜz, dφ(kₛ) = G vₛ + y, dvₛ = Gᵀφ(kₛ), where G = Σₜ φ(qₜ)gₜᵀ and y = Σₜ cₜφ(qₜ) over the queries
-//! that see key s. With a mask, prefixes of (S, z) and suffixes of (G, y) are carried from chunk to chunk.
+//! Backward, with pₜ = φ(qₜ)/dₜ and cₜ = −doutₜ·outₜ:
+//! dφ(qₜ) = (S doutₜ + cₜz)/dₜ, dφ(kₛ) = G vₛ + y, dvₛ = Gᵀφ(kₛ), where G = Σₜ pₜdoutₜᵀ and y = Σₜ cₜpₜ over the
+//! queries that see key s. With a mask, prefixes of (S, z) and suffixes of (G, y) are carried from chunk to chunk.
 
 mod cpu;
 mod fast;
@@ -16,11 +16,11 @@ mod validation;
 
 use crate::cpu::Real;
 use crate::error::{Error, Result};
-use crate::graph::Tensor;
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
-use crate::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
+use crate::ops::softmax_attention::{ATTENTION_INPUTS, CAUSAL, bind};
+use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
 use std::fmt;
 use std::str::FromStr;
 
@@ -124,10 +124,10 @@ pub static ENTRY: Entry = Entry {
 };
 
 static RUN: RunSpec = RunSpec {
-    inputs: INPUTS,
+    inputs: ATTENTION_INPUTS,
     outputs: &[TensorDoc { name: "out", shape: "(B,H,T,Dv)", optional: false }],
     options: &[
-        OptionDoc { name: "causal", value: None, help: "query t sees only keys s ≤ t + S − T" },
+        CAUSAL,
         OptionDoc { name: "feature-map", value: Some("elu1|relu"), help: "φ: elu(x)+1 (the default), or max(x, 0)" },
     ],
     record: |g| {
@@ -138,31 +138,10 @@ static RUN: RunSpec = RunSpec {
             })?,
         };
         let causal = g.switch("causal");
-        let inputs = record_inputs(g)?;
+        let inputs = bind(g)?;
         g.graph.record(LinearAttention { causal, feature_map }, &inputs)
     },
 };
-
-/// What attention variants take in `attn run`.
-pub(crate) const INPUTS: &[TensorDoc] = &[
-    TensorDoc { name: "q", shape: "(B,H,T,Dk)", optional: false },
-    TensorDoc { name: "k", shape: "(B,Hk,S,Dk)", optional: false },
-    TensorDoc { name: "v", shape: "(B,Hk,S,Dv)", optional: false },
-    TensorDoc { name: "key_lengths", shape: "(B)", optional: true },
-];
-
-/// The user's [`INPUTS`].
-pub(crate) fn record_inputs(g: &mut RunGraph) -> Result<Vec<Tensor>> {
-    let mut inputs = Vec::new();
-    for doc in &INPUTS[..3] {
-        inputs.push(g.real(doc.name, doc.shape)?);
-    }
-    if g.has("key_lengths") {
-        let (batch, keys) = (g.graph.shape(inputs[1])[0], g.graph.shape(inputs[1])[2]);
-        inputs.push(g.ints("key_lengths", &[batch], 0..keys as i64 + 1)?);
-    }
-    Ok(inputs)
-}
 
 impl LinearAttention {
     /// Of inputs that the contract has accepted.

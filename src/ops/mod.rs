@@ -40,6 +40,9 @@ pub struct Entry {
 /// Records an attention variant: queries (B,H,T,D), keys and values (B,Hk,S,D), the output (B,H,T,D) stored as (B,T,H,D).
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
+/// Every op, and last the updates, which are validated alike.
+#[rustfmt::skip]
+
 /// Every op.
 #[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
@@ -56,4 +59,6 @@ pub static OPS: &[&Entry] = &[
     &cross_entropy::ENTRY,
     &copy::ENTRY,
     &matmul::ENTRY,
+    &crate::optimizer::adamw::ENTRY,
+    &crate::optimizer::clip::ENTRY,
 ];

@@ -165,6 +165,7 @@ fn key_lengths(run: &mut RunGraph, key: Tensor) -> Result<Option<Tensor>> {
             return Err(Error::argument(name, problem, format!("give booleans of shape ({batch}, {keys})")));
         }
     };
+    run.given.remove(name);
     run.given.insert("key_lengths".into(), Given::Int(vec![batch], lengths));
     run.ints("key_lengths", &[batch], 0..keys as i64 + 1).map(Some)
 }

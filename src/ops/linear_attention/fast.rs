@@ -66,16 +66,18 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
                 p.features(&p.k, b, kv_head, keys.clone(), &mut buffers.keys);
                 for h in p.heads(kv_head) {
                     p.load_queries(known, b, h, chunks.queries(chunk), buffers);
-                    p.backward_queries(b, h, chunks.queries(chunk), keys.clone(), state, buffers, to);
+                    p.backward_queries(known, b, h, chunks.queries(chunk), keys.clone(), state, buffers, to);
                 }
                 p.add_state(&buffers.keys, p.values(b, kv_head, keys.start), None, keys.len(), sum);
             });
         }
         let add_queries = |unit: usize, chunk: i64, sum: &mut [R], buffers: &mut Buffers<R>| {
             let (b, kv_head) = p.unit(unit);
+            let queries = chunks.queries(chunk);
             for h in p.heads(kv_head) {
-                p.load_queries(known, b, h, chunks.queries(chunk), buffers);
-                p.add_loaded_queries(chunks.queries(chunk).len(), sum, buffers);
+                p.load_queries(known, b, h, queries.clone(), buffers);
+                p.divide_queries(queries.len(), buffers);
+                p.add_divided_queries(rows_of(&known.d_out, b, h, queries.start), queries.len(), sum, buffers);
             }
         };
         if to.k.is_some() || to.v.is_some() {
@@ -84,9 +86,11 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
                 let (keys, queries) = (chunks.keys(chunk, s.keys), chunks.queries(chunk));
                 p.begin_keys(unit, keys.clone(), state, buffers);
                 for h in p.heads(kv_head) {
+                    let d_out = rows_of(&known.d_out, b, h, queries.start);
                     p.load_queries(known, b, h, queries.clone(), buffers);
-                    p.add_seen_by(b, kv_head, queries.clone(), keys.clone(), buffers);
-                    p.add_loaded_queries(queries.len(), sum, buffers);
+                    p.divide_queries(queries.len(), buffers);
+                    p.add_seen_by(b, kv_head, d_out, queries.clone(), keys.clone(), buffers);
+                    p.add_divided_queries(d_out, queries.len(), sum, buffers);
                 }
                 p.end_keys(unit, keys, buffers, to);
             });
@@ -98,10 +102,9 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
             let state = &known.states[unit * len..][..len];
             for h in p.heads(kv_head) {
                 p.load_queries(known, b, h, rows.clone(), buffers);
-                p.add_loaded_queries(rows.len(), sum, buffers);
-                if to.q.is_some() {
-                    p.backward_queries(b, h, rows.clone(), 0..0, Some(state), buffers, to);
-                }
+                p.backward_queries(known, b, h, rows.clone(), 0..0, Some(state), buffers, to);
+                p.divide_queries(rows.len(), buffers);
+                p.add_divided_queries(rows_of(&known.d_out, b, h, rows.start), rows.len(), sum, buffers);
             }
         });
         for_splits(p, s.keys, |unit, rows, buffers| {
@@ -119,9 +122,9 @@ struct Buffers<R> {
     queries: Vec<R>,
     /// φ(k), rows×Dk.
     keys: Vec<R>,
-    /// g, rows×Dv.
-    g: Vec<R>,
-    /// c, one a row.
+    /// 1/d, one a row.
+    inverse: Vec<R>,
+    /// c, one a row; in forward, d.
     c: Vec<R>,
     /// Weights of a band, or their gradients.
     weights: Vec<R>,
@@ -138,7 +141,7 @@ impl<R: Real> Buffers<R> {
         Buffers {
             queries: zeros(ROWS * dk),
             keys: zeros(ROWS * dk),
-            g: zeros(ROWS * dv),
+            inverse: zeros(ROWS),
             c: zeros(ROWS),
             weights: zeros(BAND * ROWS),
             wide: [zeros(ROWS * dv), zeros(ROWS * dk)],
@@ -174,8 +177,7 @@ impl<'a, R: Real> Problem<'a, R> {
 
     /// Rows of v as a matrix in place.
     fn values(&self, b: usize, kv_head: usize, from: usize) -> Matrix<'a, R> {
-        let (data, stride) = self.v.head(b, kv_head);
-        Matrix::strided(data.get(from * stride..).unwrap_or_default(), stride)
+        rows_of(&self.v, b, kv_head, from)
     }
 
     /// S += Σ φ(x)yᵀ and z += Σ wφ(x) over rows; w is 1 unless given.
@@ -201,24 +203,26 @@ impl<'a, R: Real> Problem<'a, R> {
         self.add_state(&buffers.keys, self.values(b, kv_head, rows.start), None, rows.len(), sum);
     }
 
-    /// φ(q), g and c of some rows.
+    /// φ(q), 1/d and c of some rows.
     fn load_queries(&self, known: &Known<R>, b: usize, h: usize, rows: Range<usize>, buffers: &mut Buffers<R>) {
         let dv = self.sizes.value_dim;
         self.features(&self.q, b, h, rows.clone(), &mut buffers.queries);
         let ((d_out, d_stride), (out, stride)) = (known.d_out.head(b, h), known.out.head(b, h));
-        for ((t, g), c) in rows.zip(buffers.g.chunks_exact_mut(dv)).zip(&mut buffers.c) {
-            let (d_out, out) = (&d_out[t * d_stride..][..dv], &out[t * stride..][..dv]);
-            let d = known.denominators[self.query(b, h, t)];
-            let inverse = quotient(R::ONE, d);
-            g.iter_mut().zip(d_out).for_each(|(g, &x)| *g = x * inverse);
-            *c = -dot(g, out);
+        for ((t, inverse), c) in rows.zip(&mut buffers.inverse).zip(&mut buffers.c) {
+            *inverse = quotient(R::ONE, known.denominators[self.query(b, h, t)]);
+            *c = -dot(&d_out[t * d_stride..][..dv], &out[t * stride..][..dv]);
         }
     }
 
-    /// Adds the loaded queries to G and y.
-    fn add_loaded_queries(&self, rows: usize, sum: &mut [R], buffers: &Buffers<R>) {
-        let g = Matrix::new(&buffers.g, self.sizes.value_dim);
-        self.add_state(&buffers.queries, g, Some(&buffers.c), rows, sum);
+    /// From φ(q) to p = φ(q)/d, in place.
+    fn divide_queries(&self, rows: usize, buffers: &mut Buffers<R>) {
+        let each = buffers.queries.chunks_exact_mut(self.sizes.key_dim).zip(&buffers.inverse);
+        each.take(rows).for_each(|(q, &inverse)| q.iter_mut().for_each(|q| *q *= inverse));
+    }
+
+    /// Adds the loaded and divided queries to G and y.
+    fn add_divided_queries(&self, d_out: Matrix<R>, rows: usize, sum: &mut [R], buffers: &Buffers<R>) {
+        self.add_state(&buffers.queries, d_out, Some(&buffers.c), rows, sum);
     }
 
     /// How many of the chunk's keys query t sees.
@@ -295,6 +299,7 @@ impl<'a, R: Real> Problem<'a, R> {
     #[allow(clippy::too_many_arguments)]
     fn backward_queries(
         &self,
+        known: &Known<R>,
         b: usize,
         h: usize,
         rows: Range<usize>,
@@ -306,28 +311,30 @@ impl<'a, R: Real> Problem<'a, R> {
         let Some(to) = &to.q else { return };
         let s = &self.sizes;
         let (dk, dv, n) = (s.key_dim, s.value_dim, rows.len());
-        let Buffers { queries, keys: features, g, c, weights, wide: [_, acc], .. } = buffers;
+        let Buffers { queries, keys: features, inverse, c, weights, wide: [_, acc], .. } = buffers;
+        let d_out = rows_of(&known.d_out, b, h, rows.start);
         match state {
             Some(state) => {
-                product((n, dk, dv), Matrix::new(g, dv), Matrix::new(state, dv).t(), false, acc);
+                product((n, dk, dv), d_out, Matrix::new(state, dv).t(), false, acc);
                 acc.chunks_exact_mut(dk).zip(&*c).take(n).for_each(|(x, &c)| add_scaled(x, c, &state[dk * dv..]));
             }
             None => acc[..n * dk].fill(R::ZERO),
         }
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
             let w = &mut weights[..band.len() * seen];
-            self.weight_gradients(b, h / s.group(), &band, seen, &keys, g, c, w);
+            self.weight_gradients(b, h / s.group(), &band, seen, &keys, d_out, c, w);
             self.mask(b, rows.start + band.start, &keys, seen, w);
             let acc = &mut acc[band.start * dk..];
             product((band.len(), dk, seen), Matrix::new(w, seen), Matrix::new(features, dk), true, acc);
         }
-        for ((t, acc), q) in rows.zip(acc.chunks_exact_mut(dk)).zip(queries.chunks_exact(dk)) {
-            acc.iter_mut().zip(q).for_each(|(x, &f)| *x *= self.map.slope(f));
+        for (i, t) in rows.enumerate() {
+            let (acc, q, inverse) = (&mut acc[i * dk..][..dk], &queries[i * dk..][..dk], inverse[i]);
+            acc.iter_mut().zip(q).for_each(|(x, &f)| *x *= inverse * self.map.slope(f));
             put(to, [b, h, t], acc);
         }
     }
 
-    /// gₜ·vₛ + cₜ for a band of queries and the first keys of a chunk.
+    /// doutₜ·vₛ + cₜ for a band of queries and the first keys of a chunk.
     #[allow(clippy::too_many_arguments)]
     fn weight_gradients(
         &self,
@@ -336,13 +343,13 @@ impl<'a, R: Real> Problem<'a, R> {
         band: &Range<usize>,
         seen: usize,
         keys: &Range<usize>,
-        g: &[R],
+        d_out: Matrix<R>,
         c: &[R],
         w: &mut [R],
     ) {
         let dv = self.sizes.value_dim;
-        let g = Matrix::new(&g[band.start * dv..], dv);
-        product((band.len(), seen, dv), g, self.values(b, kv_head, keys.start).t(), false, w);
+        let d_out = below(d_out, band.start);
+        product((band.len(), seen, dv), d_out, self.values(b, kv_head, keys.start).t(), false, w);
         for (w, &c) in w.chunks_exact_mut(seen).zip(&c[band.clone()]) {
             w.iter_mut().for_each(|w| *w += c);
         }
@@ -373,20 +380,28 @@ impl<'a, R: Real> Problem<'a, R> {
     }
 
     /// Adds to dφ(k) and dv what the loaded queries of the same chunk give.
-    fn add_seen_by(&self, b: usize, kv_head: usize, rows: Range<usize>, keys: Range<usize>, buffers: &mut Buffers<R>) {
+    fn add_seen_by(
+        &self,
+        b: usize,
+        kv_head: usize,
+        d_out: Matrix<R>,
+        rows: Range<usize>,
+        keys: Range<usize>,
+        buffers: &mut Buffers<R>,
+    ) {
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
-        let Buffers { queries, keys: features, g, c, weights, wide: [d_values, d_keys], .. } = buffers;
+        let Buffers { queries, keys: features, c, weights, wide: [d_values, d_keys], .. } = buffers;
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
             let (m, first) = (band.len(), rows.start + band.start);
             let w = &mut weights[..m * seen];
             let q = Matrix::new(&queries[band.start * dk..], dk);
-            self.weight_gradients(b, kv_head, &band, seen, &keys, g, c, w);
+            self.weight_gradients(b, kv_head, &band, seen, &keys, d_out, c, w);
             self.mask(b, first, &keys, seen, w);
             product((seen, dk, m), Matrix::new(w, seen).t(), q, true, d_keys);
             product((m, seen, dk), q, Matrix::new(features, dk).t(), false, w);
             self.mask(b, first, &keys, seen, w);
-            let g = Matrix::new(&g[band.start * dv..], dv);
-            product((seen, dv, m), Matrix::new(w, seen).t(), g, true, d_values);
+            let d_out = below(d_out, band.start);
+            product((seen, dv, m), Matrix::new(w, seen).t(), d_out, true, d_values);
         }
     }
 
@@ -409,6 +424,17 @@ impl<'a, R: Real> Problem<'a, R> {
             }
         }
     }
+}
+
+/// Rows of one head as a matrix in place.
+fn rows_of<'a, R: Real>(x: &Ref<'a, R>, b: usize, h: usize, from: usize) -> Matrix<'a, R> {
+    let (data, stride) = x.head(b, h);
+    Matrix::strided(data.get(from * stride..).unwrap_or_default(), stride)
+}
+
+/// A matrix without its first rows.
+fn below<R>(x: Matrix<R>, rows: usize) -> Matrix<R> {
+    Matrix { data: &x.data[rows * x.row..], ..x }
 }
 
 /// x ← φ(x), vectorised.

@@ -14,14 +14,14 @@ const SOURCE: Source = unsafe {
         "linear_attention",
         include_str!("../../../kernels/linear_attention.cu"),
         &[
-            "sum_keys",
-            "sum_queries",
-            "accumulate_segments",
-            "forward",
-            "backward_q",
-            "backward_k",
-            "backward_v",
-            "prepare_queries",
+            "linear_attention_sum_keys",
+            "linear_attention_sum_queries",
+            "linear_attention_accumulate_segments",
+            "linear_attention_forward",
+            "linear_attention_backward_q",
+            "linear_attention_backward_k",
+            "linear_attention_backward_v",
+            "linear_attention_prepare_queries",
         ],
     )
 };
@@ -165,7 +165,7 @@ impl<'a> Launches<'a> {
         let sizes = [units as i64, len as i64];
         let (segments, reverse) = (segments as i32, reverse as i32);
         let arguments: [&dyn crate::gpu::Argument; 5] = [&states, &sizes[0], &segments, &sizes[1], &reverse];
-        self.gpu.launch_flat(&self.module, "accumulate_segments", units * len, &arguments)
+        self.gpu.launch_flat(&self.module, "linear_attention_accumulate_segments", units * len, &arguments)
     }
 
     /// Computes the rows of one result: `rows` a head, `columns` wide.
@@ -189,8 +189,14 @@ impl GpuOp for LinearAttention {
         let [denominators, states] = [io.saved[0].address, io.saved[1].address];
         let launches = Launches::new(self, gpu, &io.inputs, states)?;
         let s = &launches.sizes;
-        launches.sum("sum_keys", states, launches.segments.keys, false)?;
-        launches.rows("forward", s.heads, s.queries, s.value_dim, [&View::of(&io.outputs[0]), &denominators])
+        launches.sum("linear_attention_sum_keys", states, launches.segments.keys, false)?;
+        launches.rows(
+            "linear_attention_forward",
+            s.heads,
+            s.queries,
+            s.value_dim,
+            [&View::of(&io.outputs[0]), &denominators],
+        )
     }
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
@@ -209,21 +215,22 @@ impl GpuOp for LinearAttention {
         let out = View::of(&io.outputs[0]);
         let arguments: [&dyn crate::gpu::Argument; 6] =
             [&launches.problem, &out, &denominators, &inverse, &shift, &(n as i64)];
-        gpu.launch(&launches.module, "prepare_queries", launch, &arguments)?;
+        gpu.launch(&launches.module, "linear_attention_prepare_queries", launch, &arguments)?;
 
         if let Some(dq) = &io.d_inputs[0] {
             let last: [&dyn crate::gpu::Argument; 2] = [&View::of(&dq.to), &(dq.accumulate as i32)];
-            launches.rows("backward_q", s.heads, s.queries, s.key_dim, last)?;
+            launches.rows("linear_attention_backward_q", s.heads, s.queries, s.key_dim, last)?;
         }
         if io.d_inputs[1].is_none() && io.d_inputs[2].is_none() {
             return Ok(());
         }
         launches.problem.states = sums;
-        launches.sum("sum_queries", sums, launches.segments.queries, true)?;
+        launches.sum("linear_attention_sum_queries", sums, launches.segments.queries, true)?;
         let rows = s.keys + launches.segments.pad;
-        for (entry, gradient, columns) in
-            [("backward_k", &io.d_inputs[1], s.key_dim), ("backward_v", &io.d_inputs[2], s.value_dim)]
-        {
+        for (entry, gradient, columns) in [
+            ("linear_attention_backward_k", &io.d_inputs[1], s.key_dim),
+            ("linear_attention_backward_v", &io.d_inputs[2], s.value_dim),
+        ] {
             if let Some(gradient) = gradient {
                 let last: [&dyn crate::gpu::Argument; 2] = [&View::of(&gradient.to), &(gradient.accumulate as i32)];
                 launches.rows(entry, s.kv_heads, rows, columns, last)?;

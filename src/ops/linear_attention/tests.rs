@@ -1,3 +1,4 @@
+use crate::graph::Tensor;
 use super::*;
 use crate::case::Case;
 use crate::cpu::{Cpu, Typed};
