@@ -1,4 +1,6 @@
 // y = (x − mean)·rstd·weight + bias over rows of `columns` elements.
+// Products by weight are rounded before anything is taken from them (__fmul_rn: no fused multiply-add), or else a
+// width of 1, whose gradient is zero by identity, would give that rounding times rstd.
 // One warp a row, except in the sums over rows: there a warp takes 32 columns of every eighth row.
 #include "prelude.cuh"
 
@@ -35,14 +37,14 @@ KERNEL(layer_norm_backward, 256)
     dx += row * columns;
     float m = mean[row], r = rstd[row], sum = 0.f, projection = 0.f;
     for (int c = lane; c < columns; c += 32) {
-        float g = dy[c] * weight[c];
+        float g = __fmul_rn(dy[c], weight[c]);
         sum += g;
         projection += g * (x[c] - m) * r;
     }
     sum = warp_sum(sum) / columns;
     projection = warp_sum(projection) / columns;
     for (int c = lane; c < columns; c += 32) {
-        float d = r * (dy[c] * weight[c] - sum - (x[c] - m) * r * projection);
+        float d = r * (__fmul_rn(dy[c], weight[c]) - sum - (x[c] - m) * r * projection);
         dx[c] = (accumulate ? dx[c] : 0.f) + d;
     }
 }

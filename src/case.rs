@@ -2,6 +2,8 @@
 
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
+use crate::op::Update;
+use crate::ops::copy::Copy;
 use crate::philox::Philox;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
@@ -15,7 +17,20 @@ pub struct Case {
     pub name: String,
     /// Whether it runs in every thread order and copy policy, not only in one chosen by its hash.
     pub every_order: bool,
+    /// What follows backward, if anything.
+    pub training: Option<Training>,
     build: Arc<Build>,
+}
+
+/// Updates that follow backward, for three steps.
+#[derive(Clone)]
+pub struct Training {
+    /// In their order.
+    pub updates: Vec<Arc<dyn Update>>,
+    /// Parameter-sized buffers that they need.
+    pub slots: usize,
+    /// The hyper-parameters of a step; the first step is 1.
+    pub hyper: fn(u64) -> Vec<f64>,
 }
 
 /// What a case's input holds.
@@ -55,7 +70,13 @@ impl Case {
         name: impl Into<String>,
         build: impl Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     ) -> Case {
-        Case { name: name.into(), every_order: false, build: Arc::new(build) }
+        Case { name: name.into(), every_order: false, training: None, build: Arc::new(build) }
+    }
+
+    /// The same case, followed by updates of its parameters.
+    pub fn followed_by(mut self, updates: Vec<Arc<dyn Update>>, slots: usize, hyper: fn(u64) -> Vec<f64>) -> Case {
+        self.training = Some(Training { updates, slots, hyper });
+        self
     }
 
     /// The same case, run in all thread orders and copy policies.
@@ -94,6 +115,14 @@ impl CaseGraph {
         let t = self.graph.variable(name, shape);
         self.data.push((t, Data::Real(values)));
         t
+    }
+
+    /// A parameter with standard normal values, and something computed from it whose gradient is also its own.
+    pub fn trained(&mut self, name: &str, shape: &[usize], decay: bool) -> Result<Tensor> {
+        let values = self.draw(shape.iter().product(), 1.0);
+        let parameter = self.graph.parameter(name, shape, decay);
+        self.data.push((parameter, Data::Real(values)));
+        self.graph.one(Copy, &[parameter])
     }
 
     /// Integers, each in `range`.

@@ -254,10 +254,15 @@ pub trait Op: CpuOp<f32> + CpuOp<f64> + GpuOp + fmt::Debug + Send + Sync {
     }
 }
 
+/// Hyper-parameters that may change from step to step.
+pub const HYPER: usize = 8;
+/// Elements of scratch behind the hyper-parameters: partial sums of a norm.
+pub const UPDATE_SCRATCH: usize = 1024;
+
 /// An in-place change of the parameters after backward: an optimiser, or the clipping of gradients.
 ///
-/// `buffers` are flat and of one length n: parameters, gradients, then the state slots; last the few
-/// hyper-parameters that change from step to step (see each update).
+/// `buffers` are flat and of one length n: parameters, gradients, then the state slots; last [`HYPER`]
+/// hyper-parameters that change from step to step (see each update), with [`UPDATE_SCRATCH`] elements of scratch behind them.
 pub trait Update: CpuUpdate<f32> + CpuUpdate<f64> + fmt::Debug + Send + Sync {
     /// Its name.
     fn name(&self) -> &'static str;

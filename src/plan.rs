@@ -7,7 +7,8 @@ use crate::cpu::strided::contiguous_strides;
 use crate::device::{Device, Memory, Precision};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Origin, Tensor};
-use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Update};
+pub use crate::op::HYPER;
+use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, UPDATE_SCRATCH, Update};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -53,8 +54,6 @@ pub struct Plan {
     poison: bool,
 }
 
-/// Hyper-parameters that may change from step to step.
-pub const HYPER: usize = 8;
 /// Every buffer starts at a multiple of this many bytes.
 const ALIGNMENT: usize = 256;
 /// Parameters start at multiples of this many elements within their buffer.
@@ -201,7 +200,7 @@ impl Plan {
         let mut fixed = section * sections;
         let mut flat: Vec<u64> = (0..sections).map(|s| (s * section) as u64).collect();
         flat.push(fixed as u64);
-        fixed += (HYPER * real).next_multiple_of(ALIGNMENT);
+        fixed += ((HYPER + UPDATE_SCRATCH) * real).next_multiple_of(ALIGNMENT);
         let mut reserve = |bytes: usize| {
             fixed += bytes.next_multiple_of(ALIGNMENT);
             Slot::Fixed(fixed - bytes.next_multiple_of(ALIGNMENT))
@@ -496,8 +495,9 @@ impl Plan {
     /// Runs an update: its buffers are parameters, gradients, slots, hyper-parameters.
     pub fn update(&self, update: &dyn Update) -> Result<()> {
         let last = self.flat.len() - 1;
-        let buffers: Vec<Place> =
-            (0..=last).map(|i| self.flat_place(i, if i == last { HYPER } else { self.parameters.0 })).collect();
+        let buffers: Vec<Place> = (0..=last)
+            .map(|i| self.flat_place(i, if i == last { HYPER + UPDATE_SCRATCH } else { self.parameters.0 }))
+            .collect();
         // SAFETY: sections of the plan's own allocation, apart from each other.
         self.run(&|| unsafe { self.device.update(update, &buffers) })
     }

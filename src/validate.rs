@@ -36,7 +36,8 @@ pub struct Row {
 /// A tensor that a case gives, by name.
 pub type Named = (String, Vec<f64>);
 
-/// Runs a case forward and backward on a device and reads every output and every gradient.
+/// Runs a case forward and backward on a device and reads every output and every gradient; then what follows for a
+/// few steps, and reads what that leaves: parameters, the optimiser's slots, hyper-parameters.
 ///
 /// # Errors
 /// If the case does not record, or the device fails.
@@ -45,7 +46,8 @@ pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
     let roots: Vec<Tensor> = outputs.iter().copied().filter(|&t| graph.needs_gradient(t)).collect();
     let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();
     let data = graph.data.clone();
-    let options = PlanOptions { roots: roots.clone(), keep: outputs.clone(), poison: true, ..Default::default() };
+    let optimizer_slots = case.training.as_ref().map_or(0, |t| t.slots);
+    let options = PlanOptions { roots: roots.clone(), keep: outputs.clone(), optimizer_slots, poison: true };
     let plan = Plan::new((*graph).clone(), device, &options)?;
     for (t, data) in &data {
         match data {
@@ -64,6 +66,21 @@ pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
         for (t, _) in data.iter().filter(|(t, _)| graph.needs_gradient(*t)) {
             results.push((format!("d{}", graph.name(*t)), plan.read_gradient(*t)?));
         }
+    }
+    if let Some(training) = &case.training {
+        for step in 1..=3 {
+            plan.forward()?;
+            plan.backward()?;
+            plan.write_hyper(&(training.hyper)(step))?;
+            training.updates.iter().try_for_each(|update| plan.update(&**update))?;
+        }
+        for t in graph.parameters() {
+            results.push((graph.name(t).to_string(), plan.read(t)?));
+        }
+        for slot in 0..training.slots {
+            results.push((format!("slot:{slot}"), plan.read_slot(slot)?));
+        }
+        results.push(("hyper".into(), plan.read_hyper()?));
     }
     plan.device().synchronize()?;
     Ok(results)

@@ -214,7 +214,8 @@ fn launches_that_do_not_fit_are_refused() {
     let e = emulator();
     let out = Buffer::new(&e, 64 * 4);
     let address = out.argument();
-    let cases: [(&str, (u32, u32), &[&[u8]], &str); 7] = [
+    type Refused<'a> = (&'a str, (u32, u32), &'a [&'a [u8]], &'a str);
+    let cases: [Refused; 7] = [
         ("half_warp", (1, 32), &[], "takes 1 arguments, and the launch gives 0"),
         ("half_warp", (1, 32), &[&[0; 4]], "argument 0 has 8 bytes, and the launch gives 4"),
         ("half_warp", (1, 33), &[&address], "KERNEL allows 32"),

@@ -64,17 +64,16 @@ inline void* worker_main(void* argument) {
     Worker* w = static_cast<Worker*>(argument);
     Device* d = w->device;
     pthread_mutex_lock(&d->mutex);
-    const Job* last = nullptr;
     unsigned last_launch = ~0u;
     for (;;) {
         while (!d->quit && !(d->tickets && !(DEAL && d->launches == last_launch))) pthread_cond_wait(&d->wake, &d->mutex);
         if (d->quit) break;
         --d->tickets;
         ++d->active;
-        last = d->job;
+        const Job* job = d->job;
         last_launch = d->launches;
         pthread_mutex_unlock(&d->mutex);
-        work(d, w, last);
+        work(d, w, job);
         pthread_mutex_lock(&d->mutex);
         if (!--d->active) pthread_cond_signal(&d->idle);
     }
@@ -83,10 +82,13 @@ inline void* worker_main(void* argument) {
 }
 
 inline Worker* worker_new(Device* d, unsigned number) {
-    Worker* w = static_cast<Worker*>(calloc(1, sizeof(Worker)));
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignof(Worker), sizeof(Worker))) return nullptr;
+    fill_bytes(memory, 0, sizeof(Worker));
+    Worker* w = static_cast<Worker*>(memory);
     char* arena = static_cast<char*>(mmap(nullptr, ARENA_BYTES, PROT_READ | PROT_WRITE,
                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (!w || arena == MAP_FAILED) return nullptr;
+    if (arena == MAP_FAILED) return free(w), nullptr;
     w->device = d;
     w->number = number;
     w->arena = arena;

@@ -236,7 +236,7 @@ static __forceinline__ T atomicCAS(T* address, typename emulator::Same<T>::type 
 
 // The copy itself happens in the runtime, at some time between here and the wait; the accesses
 // are shown to AddressSanitizer here, where the kernel's line is known.
-static __forceinline__ void emulator_copy_checked(void* shared, const void* global, int bytes, bool valid,
+static __forceinline__ void emulator_copy_checked(void* shared, const void* global, unsigned bytes, bool valid,
                                                   const char* file, int line) {
 #ifdef EMULATOR_ADDRESS
     volatile char* to = static_cast<volatile char*>(shared);

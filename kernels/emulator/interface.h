@@ -74,7 +74,7 @@ void* emulator_shared(emulator::SharedArray* array);
 int emulator_barrier(emulator::Kind kind, int predicate, const char* file, int line);
 const emulator::Exchange* emulator_exchange(emulator::Kind kind, unsigned mask, uint64_t value, const char* file,
                                             int line);
-void emulator_copy(void* shared, const void* global, int bytes, bool valid, const char* file, int line);
+void emulator_copy(void* shared, const void* global, unsigned bytes, bool valid, const char* file, int line);
 void emulator_copy_commit();
 void emulator_copy_wait(int pending);
 void emulator_fence();

@@ -60,20 +60,20 @@ static void leave_for_main(Worker* w) {
 }
 
 // Starts a report. The caller adds to it, then calls abandon().
-static Text fault(Worker* w, const char* problem) {
+[[gnu::cold]] static Text fault(Worker* w, const char* problem) {
     const Context& c = emulator_context;
     Text text = {w->report, sizeof w->report};
     text.add("block (%u, %u, %u): %s", c.block_index.x, c.block_index.y, c.block_index.z, problem);
     return text;
 }
 
-[[noreturn]] static void abandon(Worker* w) {
+[[noreturn, gnu::cold]] static void abandon(Worker* w) {
     w->faulted = true;
     leave_for_main(w);
     __builtin_unreachable();
 }
 
-[[noreturn]] static void deadlock(Worker* w) {
+[[noreturn, gnu::cold]] static void deadlock(Worker* w) {
     bool left = false, barrier = false, warp = false;
     for (unsigned i = 0; i < w->thread_count; ++i) {
         if (w->done[i / 32] >> (i % 32) & 1) {
@@ -89,34 +89,42 @@ static Text fault(Worker* w, const char* problem) {
     abandon(w);
 }
 
-static void start_or_resume(Worker* w, unsigned next, Stack* from, void** save, bool dead) {
+// A stack for a thread that has not started.
+static __attribute__((noinline)) void give_stack(Worker* w, unsigned next) {
     Thread& thread = w->threads[next];
-    if (!thread.saved) {
-        if (REUSE_STACKS) {
-            if (!w->free_count) {
-                Stack* made = w->stack_count < MAX_THREADS ? stack_new(w->stack_count) : nullptr;
-                if (!made) {
-                    fault(w, "no memory for the stacks of the emulator's fibers");
-                    abandon(w);
-                }
-                w->stacks[w->stack_count++] = w->free_stacks[w->free_count++] = made;
+    if (REUSE_STACKS) {
+        if (!w->free_count) {
+            Stack* made = w->stack_count < MAX_THREADS ? stack_new(w->stack_count) : nullptr;
+            if (!made) {
+                fault(w, "no memory for the stacks of the emulator's fibers");
+                abandon(w);
             }
-            thread.stack = w->free_stacks[--w->free_count];
-        } else {
-            thread.stack = w->stacks[next];
+            w->stacks[w->stack_count++] = w->free_stacks[w->free_count++] = made;
         }
-        thread.saved = stack_prepare(thread.stack, fiber_main);
+        thread.stack = w->free_stacks[--w->free_count];
+    } else {
+        thread.stack = w->stacks[next];
     }
+    thread.saved = stack_prepare(thread.stack, fiber_main);
+}
+
+static inline void set_running(Worker* w, unsigned next) {
     w->running = next;
     emulator_context.thread_index = w->indices[next];
     emulator_context.lane = next % 32;
+}
+
+static inline void start_or_resume(Worker* w, unsigned next, Stack* from, void** save, bool dead) {
+    Thread& thread = w->threads[next];
+    if (__builtin_expect(!thread.saved, 0)) give_stack(w, next);
+    set_running(w, next);
     jump(from, save, thread.stack, thread.saved, dead);
 }
 
 // The running thread stops until it is made ready again.
 static inline void wait(Worker* w) {
     int next = pick(w);
-    if (next < 0) deadlock(w);
+    if (__builtin_expect(next < 0, 0)) deadlock(w);
     unsigned me = w->running;
     if (static_cast<unsigned>(next) == me) return;
     Thread& thread = w->threads[me];
@@ -145,9 +153,7 @@ static void fiber_main() {
             Thread& other = w->threads[next];
             other.stack = thread.stack;
             other.saved = thread.saved;
-            w->running = static_cast<unsigned>(next);
-            emulator_context.thread_index = w->indices[next];
-            emulator_context.lane = static_cast<unsigned>(next) % 32;
+            set_running(w, static_cast<unsigned>(next));
             continue;
         }
         if (REUSE_STACKS) w->free_stacks[w->free_count++] = thread.stack;
@@ -417,41 +423,40 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
 
 // --- Asynchronous copies ------------------------------------------------------------------------
 
-static void show_copy(char* shared, const char* global, int bytes, void* place) {
+static inline void show_copy(const Copy& copy, void* place) {
 #ifdef EMULATOR_THREAD
     __tsan_func_entry(place);
-    __tsan_write_range(shared, static_cast<unsigned long>(bytes));
-    if (global) __tsan_read_range(const_cast<char*>(global), static_cast<unsigned long>(bytes));
+    __tsan_write_range(copy.shared, copy.bytes);
+    if (copy.global) __tsan_read_range(const_cast<char*>(copy.global), copy.bytes);
     __tsan_func_exit();
 #else
-    (void)shared, (void)global, (void)bytes, (void)place;
+    (void)copy, (void)place;
 #endif
 }
 
-EXPORT void emulator_copy(void* to, const void* from, int bytes, bool valid, const char* file, int line) {
+EXPORT void emulator_copy(void* to, const void* from, unsigned bytes, bool valid, const char* file, int line) {
     Worker* w = emulator_context.worker;
-    char* shared = static_cast<char*>(to);
-    const char* global = valid ? static_cast<const char*>(from) : nullptr;
-    uintptr_t low = reinterpret_cast<uintptr_t>(shared) | (valid ? reinterpret_cast<uintptr_t>(global) : 0);
-    if (low % static_cast<unsigned>(bytes)) {
+    Thread& t = w->threads[w->running];
+    Copy copy = {static_cast<char*>(to), valid ? static_cast<const char*>(from) : nullptr, bytes, t.group};
+    uintptr_t low = reinterpret_cast<uintptr_t>(copy.shared) | reinterpret_cast<uintptr_t>(copy.global);
+    if (low & (bytes - 1)) {
         emulator_fault("cp.async between addresses that are not multiples of its size", file, line);
     }
-    if (shared < w->arena || shared + bytes > w->arena + w->arena_used) {
+    if (copy.shared < w->arena || copy.shared + bytes > w->arena + w->arena_used) {
         emulator_fault("cp.async to an address that is not in the block's shared memory", file, line);
     }
-    show_copy(shared, global, bytes, __builtin_return_address(0));
+    show_copy(copy, __builtin_return_address(0));
     int policy = w->job->copies;
-    if (policy == EARLY || (policy == EITHER && w->copy_random.below(2))) {
-        copy_bytes(shared, global, bytes);
+    if (policy == EARLY || (policy == EITHER && (w->copy_random.next() & 1))) {
+        copy_bytes(copy.shared, copy.global, bytes);
         return;
     }
-    fill_bytes(shared, 0xff, static_cast<size_t>(bytes));
-    Thread& t = w->threads[w->running];
-    if (t.copies_end == t.copies_capacity) {
+    poison_bytes(copy.shared, bytes);
+    if (__builtin_expect(t.copies_end == t.copies_capacity, 0)) {
         t.copies_capacity = t.copies_capacity ? t.copies_capacity * 2 : 32;
         t.copies = static_cast<Copy*>(realloc(t.copies, t.copies_capacity * sizeof(Copy)));
     }
-    t.copies[t.copies_end++] = {shared, global, bytes, t.group};
+    t.copies[t.copies_end++] = copy;
 }
 
 EXPORT void emulator_copy_commit() {
@@ -464,7 +469,7 @@ EXPORT void emulator_copy_wait(int pending) {
     Thread& t = w->threads[w->running];
     while (t.copies_begin < t.copies_end && t.copies[t.copies_begin].group + static_cast<unsigned>(pending) < t.group) {
         const Copy& copy = t.copies[t.copies_begin++];
-        show_copy(copy.shared, copy.global, copy.bytes, __builtin_return_address(0));
+        show_copy(copy, __builtin_return_address(0));
         copy_bytes(copy.shared, copy.global, copy.bytes);
     }
     if (t.copies_begin == t.copies_end) t.copies_begin = t.copies_end = 0;

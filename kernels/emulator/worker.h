@@ -27,12 +27,11 @@ struct Job {
 // An asynchronous copy under way.
 struct Copy {
     char* shared;
-    const char* global;
-    int bytes;
-    unsigned group;
+    const char* global;  // null: zeros
+    unsigned bytes, group;
 };
 
-struct Thread {
+struct alignas(64) Thread {
     void* saved;  // null until it has started
     Stack* stack;
     // Where it waits.
@@ -71,9 +70,9 @@ struct Barrier {
 struct Random {
     uint64_t state;
     void seed(uint64_t a, uint64_t b) { state = (a * 0x9e3779b97f4a7c15u ^ (b + 1) * 0xbf58476d1ce4e5b9u) | 1; }
-    unsigned below(unsigned n) {
+    unsigned next() {
         state ^= state << 13, state ^= state >> 7, state ^= state << 17;
-        return static_cast<unsigned>((state >> 32) * n >> 32);
+        return static_cast<unsigned>(state >> 32);
     }
 };
 
@@ -120,19 +119,28 @@ inline void fill_bytes(void* to, unsigned char value, size_t bytes) {
     for (volatile unsigned char* p = static_cast<unsigned char*>(to); bytes--;) *p++ = value;
 #endif
 }
-inline void copy_bytes(char* to, const char* from, int bytes) {
-    typedef long long Wide __attribute__((vector_size(16), aligned(4), may_alias));
-    typedef int Narrow __attribute__((may_alias));
+typedef long long Bytes16 __attribute__((vector_size(16), may_alias));
+typedef int Bytes4 __attribute__((may_alias));
+// 16 or 4 bytes; zeros where there is no source.
+inline void copy_bytes(char* to, const char* from, unsigned bytes) {
     if (bytes == 16) {
-        *reinterpret_cast<Wide*>(to) = from ? *reinterpret_cast<const Wide*>(from) : Wide{0, 0};
+        *reinterpret_cast<Bytes16*>(to) = from ? *reinterpret_cast<const Bytes16*>(from) : Bytes16{0, 0};
     } else {
-        *reinterpret_cast<Narrow*>(to) = from ? *reinterpret_cast<const Narrow*>(from) : 0;
+        *reinterpret_cast<Bytes4*>(to) = from ? *reinterpret_cast<const Bytes4*>(from) : 0;
+    }
+}
+inline void poison_bytes(char* to, unsigned bytes) {
+    if (bytes == 16) {
+        *reinterpret_cast<Bytes16*>(to) = Bytes16{-1, -1};
+    } else {
+        *reinterpret_cast<Bytes4*>(to) = -1;
     }
 }
 
-inline unsigned nth_bit(unsigned bits, unsigned n) {
-    while (n--) bits &= bits - 1;
-    return static_cast<unsigned>(__builtin_ctz(bits));
+// The first bit at or above `start`, around the word. Cheaper than an even choice, and as good for finding races.
+inline unsigned bit_from(unsigned bits, unsigned start) {
+    unsigned turned = bits >> start | bits << (-start & 31);
+    return (static_cast<unsigned>(__builtin_ctz(turned)) + start) & 31;
 }
 
 // Takes a ready thread in the scheduling order; -1 where there is none. Forward runs a warp as far as it
@@ -149,9 +157,11 @@ inline int pick(Worker* w) {
             warp = 31u - static_cast<unsigned>(__builtin_clz(w->ready_warps));
             lane = 31u - static_cast<unsigned>(__builtin_clz(w->ready[warp]));
             break;
-        default:
-            warp = nth_bit(w->ready_warps, w->random.below(static_cast<unsigned>(__builtin_popcount(w->ready_warps))));
-            lane = nth_bit(w->ready[warp], w->random.below(static_cast<unsigned>(__builtin_popcount(w->ready[warp]))));
+        default: {
+            unsigned chance = w->random.next();
+            warp = bit_from(w->ready_warps, chance & 31);
+            lane = bit_from(w->ready[warp], chance >> 5 & 31);
+        }
     }
     if (!(w->ready[warp] &= ~(1u << lane))) w->ready_warps &= ~(1u << warp);
     return static_cast<int>(warp * 32 + lane);

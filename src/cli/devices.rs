@@ -87,6 +87,21 @@ fn text(here: &Here) -> String {
     lines.join("\n") + "\n"
 }
 
+/// A device in words, by the name that `--device` has for it: `this CPU (AMD EPYC, 2 threads)`.
+pub(super) fn describe(name: &str, threads: Option<usize>) -> String {
+    let cpu = cpu();
+    let threads = threads.unwrap_or(cpu.threads);
+    let threads = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
+    match name {
+        "cpu" => format!("this CPU ({}, {threads})", cpu.name),
+        "emulator" => "the emulator".into(),
+        _ => {
+            let found = devices().unwrap_or_default().into_iter().find(|d| name == format!("cuda:{}", d.index));
+            found.map_or(name.to_owned(), |d| format!("{} ({name})", d.name))
+        }
+    }
+}
+
 fn cpu() -> Cpu {
     // Linux names the model here; elsewhere the architecture has to do.
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

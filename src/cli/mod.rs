@@ -1,10 +1,15 @@
 //! The command line: one file a command. To add one: a line in each of the three lists below.
 
+pub mod bench;
 pub mod completions;
 pub mod device;
 pub mod devices;
+pub mod eval;
+pub mod generate;
 pub mod kernels;
 pub mod run;
+pub mod settings;
+pub mod train;
 pub mod validate;
 
 use crate::error::{Error, Result};
@@ -45,11 +50,11 @@ struct DevicesArgs {
 enum Command {
     Devices(DevicesArgs),
     Validate(validate::Args),
-    // Bench(bench::Args),
+    Bench(bench::Args),
     Run(run::Args),
-    // Train(train::Args),
-    // Eval(eval::Args),
-    // Generate(generate::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Generate(generate::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -64,11 +69,11 @@ pub fn main() -> anyhow::Result<Status> {
     let status = match Cli::parse().command {
         Command::Devices(args) => return devices::run(args.json).map(|()| Status::Done),
         Command::Validate(args) => validate::main(args),
-        // Command::Bench(args) => bench::main(args),
+        Command::Bench(args) => bench::main(args),
         Command::Run(args) => run::main(args),
-        // Command::Train(args) => train::main(args),
-        // Command::Eval(args) => eval::main(args),
-        // Command::Generate(args) => generate::main(args),
+        Command::Train(args) => train::main(args),
+        Command::Eval(args) => eval::main(args),
+        Command::Generate(args) => generate::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args, &launched(OPS, &Arch::ALL)?)?;
             return Ok(if passed { Status::Done } else { Status::Failed });

@@ -98,6 +98,25 @@ unsafe fn strip<R: Copy, S: Simd<R>, const MAIN: usize, const NV: usize>(s: S, z
     rows!(1);
 }
 
+/// Vectors of the next strip where this many are left, and the rows of its blocks: as many sums as registers hold
+/// beside a row of B, and enough to hide the latency of their additions.
+#[inline(always)]
+const fn shape(wide: bool, left: usize) -> (usize, usize) {
+    match (wide, left) {
+        (true, 4 | 6..) => (4, 6),
+        (true, 3 | 5) => (3, 8),
+        (true, 2) => (2, 12),
+        (false, 2..) => (2, 6),
+        _ => (1, 8),
+    }
+}
+
+/// Rows of C that a product of so many columns takes at once: fewer cost as much.
+#[inline(always)]
+pub fn rows_at_once<R, S: Simd<R>>(columns: usize) -> usize {
+    shape(S::WIDE, columns / S::LANES).1
+}
+
 impl<R: Copy + Default> Kernel<R> for Product<'_, R> {
     type Output = ();
 
@@ -130,12 +149,7 @@ impl<R: Copy + Default> Kernel<R> for Product<'_, R> {
                     add,
                 };
                 let zero = R::default();
-                // As many sums as registers hold beside a row of B: enough to hide the latency of their additions.
-                let vectors = match (S::WIDE, left) {
-                    (true, 4 | 6..) => 4,
-                    (true, 3 | 5) => 3,
-                    _ => left.min(2),
-                };
+                let (vectors, _) = shape(S::WIDE, left);
                 match vectors {
                     4 => strip::<R, S, 6, 4>(s, zero, m, p),
                     3 => strip::<R, S, 8, 3>(s, zero, m, p),

@@ -41,6 +41,12 @@ pub struct Entry {
 /// Records an attention variant: queries (B,H,T,D), keys and values (B,Hk,S,D), the output (B,H,T,D) stored as (B,T,H,D).
 pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Result<Tensor>;
 
+/// Every op, and last the updates, which are validated alike.
+#[rustfmt::skip]
+
+/// Every op.
+#[rustfmt::skip]
+
 /// Every op.
 #[rustfmt::skip]
 pub static OPS: &[&Entry] = &[

@@ -6,20 +6,18 @@
 //! memory is NaN, and a deadlock is an error that names the threads and the lines where they wait.
 
 mod compile;
+mod loaded;
 mod runtime;
 mod sanitize;
 
-use std::collections::HashMap;
-use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use libloading::Library;
-
 use compile::Compiler;
 pub use compile::Mutation;
-use runtime::{Entry, Job, Runtime};
+use loaded::{Arguments, Kernel, Modules};
+use runtime::{Job, Runtime};
 pub use sanitize::{Sanitizer, reexec_with};
 
 use super::driver::{Captured, Driver, Event, Function, Launch, Matmul, Properties};
@@ -51,7 +49,7 @@ pub enum CopyPolicy {
 }
 
 /// How an [`Emulator`] runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EmulatorOptions {
     /// OS threads over which blocks are spread; 0: as many as there are cores.
     pub threads: usize,
@@ -61,12 +59,6 @@ pub struct EmulatorOptions {
     pub copies: CopyPolicy,
     /// Compile the kernels with a sanitizer. The process must run under it: see [`reexec_with`].
     pub sanitize: Option<Sanitizer>,
-}
-
-impl Default for EmulatorOptions {
-    fn default() -> Self {
-        EmulatorOptions { threads: 0, order: Order::default(), copies: CopyPolicy::default(), sanitize: None }
-    }
 }
 
 /// Bytes of shared memory a block may use, static and dynamic together: those of sm_80.
@@ -86,24 +78,6 @@ pub struct Emulator {
 }
 
 #[derive(Default)]
-struct Modules {
-    functions: HashMap<Module, HashMap<String, Function>>,
-    kernels: Vec<Kernel>,
-    libraries: Vec<Library>,
-}
-
-#[derive(Clone)]
-struct Kernel {
-    name: Arc<str>,
-    entry: *const Entry,
-}
-
-// SAFETY: an entry is constant data of a library that stays loaded as long as the emulator.
-unsafe impl Send for Kernel {}
-// SAFETY: as above.
-unsafe impl Sync for Kernel {}
-
-#[derive(Default)]
 struct Stream {
     capturing: Option<Vec<Work>>,
     captured: Vec<Arc<Vec<Work>>>,
@@ -113,33 +87,6 @@ enum Work {
     Fill { address: u64, value: u8, bytes: usize },
     Copy { to: u64, from: u64, bytes: usize },
     Launch { kernel: Kernel, launch: Launch, arguments: Arguments },
-}
-
-/// The arguments of a launch, each at an aligned place of its own.
-struct Arguments {
-    storage: Vec<u128>,
-    starts: Vec<usize>,
-}
-
-impl Arguments {
-    fn new(arguments: &[&[u8]]) -> Self {
-        let mut starts = Vec::with_capacity(arguments.len());
-        let mut words = 0;
-        for argument in arguments {
-            starts.push(words);
-            words += argument.len().div_ceil(16);
-        }
-        let mut storage = vec![0u128; words];
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut storage);
-        for (argument, start) in arguments.iter().zip(&starts) {
-            bytes[start * 16..start * 16 + argument.len()].copy_from_slice(argument);
-        }
-        Arguments { storage, starts }
-    }
-
-    fn pointers(&self) -> Vec<*const c_void> {
-        self.starts.iter().map(|&start| self.storage[start..].as_ptr().cast()).collect()
-    }
 }
 
 /// No lock here is held across code that can leave its data half-changed.
@@ -403,27 +350,21 @@ impl Driver for Emulator {
     }
 
     fn function(&self, module: &Module, entry: &str) -> Result<Function> {
-        let known = |modules: &Modules| modules.functions.get(module).map(|entries| entries.get(entry).copied());
-        let missing = || Err(Error::kernel(entry, format!("{module} has no such entry, but {:?}", module.entries)));
-        if let Some(found) = known(&lock(&self.modules)) {
-            return found.map_or_else(missing, Ok);
+        if let Some(found) = lock(&self.modules).find(module, entry) {
+            return found;
         }
         // Without the lock: others may compile meanwhile.
         let path = self.compiler.module(module, &self.runtime_path)?;
         let library = runtime::load(&path)?;
         let mut modules = lock(&self.modules);
-        if known(&modules).is_none() {
-            let mut entries = HashMap::new();
-            for &name in module.entries {
-                let kernel =
-                    Kernel { name: format!("{name} ({module})").into(), entry: runtime::entry(&library, &path, name)? };
-                entries.insert(name.to_string(), Function(modules.kernels.len()));
-                modules.kernels.push(kernel);
-            }
-            modules.functions.insert(module.clone(), entries);
-            modules.libraries.push(library);
+        if let Some(found) = modules.find(module, entry) {
+            return found;
         }
-        known(&modules).flatten().map_or_else(missing, Ok)
+        modules.add(module, library, &path)?;
+        match modules.find(module, entry) {
+            Some(found) => found,
+            None => Err(Error::kernel(entry, format!("{module} is not loaded"))),
+        }
     }
 
     unsafe fn launch(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {

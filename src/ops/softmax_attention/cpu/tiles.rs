@@ -4,7 +4,7 @@
 use super::Problem;
 use crate::cpu::Real;
 use crate::cpu::lanes::{Kernel, Simd, vectorise};
-use crate::cpu::product::Product;
+use crate::cpu::product::{Product, rows_at_once};
 
 /// Queries of a tile.
 pub const QUERIES: usize = 64;
@@ -12,8 +12,6 @@ pub const QUERIES: usize = 64;
 pub const KEYS: usize = 128;
 /// Multiply-adds that are worth a task of their own.
 pub const TASK: usize = 1 << 19;
-/// Rows that one step of a product takes where the mask cuts a tile.
-const GROUP: usize = 6;
 
 /// A tile of the score matrix: some keys by some queries.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +90,7 @@ impl Tile {
         columns: usize,
         exact: bool,
     ) {
-        let group = self.group(self.queries, exact);
+        let group = self.group::<R, S>(self.queries, columns, exact);
         for start in (0..self.queries).step_by(group) {
             let m = group.min(self.queries - start);
             s.call(Product {
@@ -121,7 +119,7 @@ impl Tile {
         columns: usize,
         exact: bool,
     ) {
-        let group = self.group(self.keys, exact);
+        let group = self.group::<R, S>(self.keys, columns, exact);
         for start in (0..self.keys).step_by(group) {
             let from = self.first_query(start);
             if from >= self.queries {
@@ -142,10 +140,12 @@ impl Tile {
         }
     }
 
-    fn group(&self, all: usize, exact: bool) -> usize {
+    /// Rows that one step of a product takes: where the mask cuts the tile, each step has its own limit.
+    #[inline(always)]
+    fn group<R, S: Simd<R>>(&self, all: usize, columns: usize, exact: bool) -> usize {
         match (self.is_cut(), exact) {
             (false, _) => all,
-            (true, false) => GROUP,
+            (true, false) => rows_at_once::<R, S>(columns),
             (true, true) => 1,
         }
     }

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""A compact minGPT in PyTorch, to compare `attn train lm` with: same model, optimiser, split and evaluation.
+
+    train_torch.py --attn target/release/attn --text input.txt losses   # first 20 losses from the same weights, 1e-5
+    train_torch.py --attn target/release/attn --text input.txt speed    # a step of each, side by side
+    train_torch.py --attn target/release/attn --text input.txt quality  # validation loss of three seeds each
+
+Needs torch 2.11, numpy and safetensors. gpt-nano, block 128, batch 16, no dropout throughout.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+
+LAYERS, HEADS, WIDTH, BLOCK, BATCH, LR = 3, 3, 48, 128, 16, 3e-3
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c_attn = nn.Linear(WIDTH, 3 * WIDTH)
+        self.c_proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = (y.view(b, t, HEADS, c // HEADS).transpose(1, 2) for y in self.c_attn(x).split(WIDTH, 2))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # T = S, so top-left is bottom-right
+        return self.c_proj(y.transpose(1, 2).reshape(b, t, c))
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c_fc = nn.Linear(WIDTH, 4 * WIDTH)
+        self.c_proj = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ln_1, self.attn = nn.LayerNorm(WIDTH), Attention()
+        self.ln_2, self.mlp = nn.LayerNorm(WIDTH), Mlp()
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt(nn.Module):
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(vocabulary, WIDTH),
+                wpe=nn.Embedding(BLOCK, WIDTH),
+                h=nn.ModuleList(Block() for _ in range(LAYERS)),
+                ln_f=nn.LayerNorm(WIDTH),
+            )
+        )
+        self.lm_head = nn.Linear(WIDTH, vocabulary, bias=False)
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif "ln_" not in name:
+                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * LAYERS) if "c_proj" in name else 0.02)
+
+    def forward(self, tokens, targets):
+        t = self.transformer
+        x = t.wte(tokens) + t.wpe.weight[: tokens.shape[1]]
+        for block in t.h:
+            x = block(x)
+        logits = self.lm_head(t.ln_f(x))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def hugging_face(self):
+        """Names are the same already; blocks' linear weights are stored (in, out) there."""
+        turn = lambda name, p: p.t() if ".h." in name and p.dim() == 2 else p
+        return {name: turn(name, p.detach()).contiguous() for name, p in self.named_parameters()}
+
+    def load_hugging_face(self, tensors):
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                p.copy_(tensors[name].t() if ".h." in name and p.dim() == 2 else tensors[name])
+
+    def optimizer(self):
+        decayed = [p for m in self.modules() if isinstance(m, nn.Linear) for p in [m.weight]]
+        ids = {id(p) for p in decayed}
+        others = [p for p in self.parameters() if id(p) not in ids]
+        groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8)
+
+
+def read(path):
+    text = open(path, encoding="utf-8", newline="").read()
+    characters = sorted(set(text))
+    ids = {c: i for i, c in enumerate(characters)}
+    tokens = torch.tensor([ids[c] for c in text])
+    cut = len(tokens) * 9 // 10
+    return len(characters), tokens[:cut], tokens[cut:]
+
+
+def at(tokens, starts):
+    x = torch.stack([tokens[s : s + BLOCK] for s in starts])
+    y = torch.stack([tokens[s + 1 : s + 1 + BLOCK] for s in starts])
+    return x, y
+
+
+def sequential(tokens, step):
+    blocks = (len(tokens) - 1) // BLOCK
+    return at(tokens, [(step * BATCH + r) % blocks * BLOCK for r in range(BATCH)])
+
+
+def step(model, optimizer, batch):
+    loss = model(*batch)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def validation_loss(model, tokens):
+    blocks = (len(tokens) - 1) // BLOCK
+    total = 0.0
+    for first in range(0, blocks, 64):
+        rows = range(first, min(first + 64, blocks))
+        total += model(*at(tokens, [r * BLOCK for r in rows])).item() * len(rows)
+    return total / blocks
+
+
+def attn(args, out, steps, *flags):
+    command = [args.attn, "train", "lm", "--text", args.text, "--preset", "gpt-nano", "--block-size", BLOCK]
+    command += ["--batch-size", BATCH, "--steps", steps, "--lr", LR, "--dropout", 0, "--device", args.device]
+    command += ["--threads", args.threads, "--out", out, *flags]
+    subprocess.run([str(c) for c in command], check=True)
+    return [json.loads(line) for line in open(Path(out) / "log.jsonl")]
+
+
+def losses(args):
+    vocabulary, train, _ = read(args.text)
+    torch.manual_seed(1)
+    model = Gpt(vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        init = Path(folder) / "init"
+        init.mkdir()
+        save_file(model.hugging_face(), init / "model.safetensors", metadata={"format": "pt"})
+        log = attn(args, f"{folder}/out", args.steps, "--init", init, "--data-order", "sequential")
+        after = load_file(f"{folder}/out/model.safetensors")
+    ours = [row["loss"] for row in log if "loss" in row]
+    optimizer = model.optimizer()
+    theirs = [step(model, optimizer, sequential(train, i)) for i in range(args.steps)]
+    worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
+    for i, (a, b) in enumerate(zip(ours, theirs), 1):
+        print(f"step {i:3}  attn {a:.7f}  torch {b:.7f}  relative {abs(a - b) / abs(b):.1e}")
+    weights = max((after[n] - p).abs().max().item() for n, p in model.hugging_face().items())
+    print(f"largest relative difference of losses {worst:.2e} (bound 1e-5); of weights, absolute, {weights:.1e}")
+    return worst <= 1e-5
+
+
+def speed(args):
+    vocabulary, train, _ = read(args.text)
+    torch.manual_seed(1)
+    model = Gpt(vocabulary)
+    optimizer = model.optimizer()
+    times = {"torch": [], "attn": []}
+    for i in range(args.steps + 20):
+        batch = sequential(train, i)
+        start = time.perf_counter()
+        step(model, optimizer, batch)
+        times["torch"].append((time.perf_counter() - start) * 1e3)
+    with tempfile.TemporaryDirectory() as folder:
+        log = attn(args, f"{folder}/out", args.steps + 20, "--data-order", "sequential")
+    times["attn"] = [BATCH * BLOCK / row["tokens_per_s"] * 1e3 for row in log if "loss" in row]
+    medians = {name: statistics.median(ms[20:]) for name, ms in times.items()}
+    minima = {name: min(ms[20:]) for name, ms in times.items()}
+    for name in times:
+        print(f"{name:6} median {medians[name]:6.2f} ms  min {minima[name]:6.2f} ms")
+    print(f"attn takes {medians['attn'] / medians['torch']:.2f} of torch's time (aim 0.5)")
+    return medians["attn"] < medians["torch"]
+
+
+def quality(args):
+    vocabulary, train, validation = read(args.text)
+    found = {"torch": [], "attn": []}
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        model = Gpt(vocabulary)
+        optimizer = model.optimizer()
+        for _ in range(args.steps):
+            step(model, optimizer, at(train, torch.randint(len(train) - BLOCK, (BATCH,)).tolist()))
+        found["torch"].append(validation_loss(model, validation))
+        with tempfile.TemporaryDirectory() as folder:
+            log = attn(args, f"{folder}/out", args.steps, "--seed", seed)
+            found["attn"].append(log[-1]["val_loss"])
+            # Its weights, evaluated here: the two evaluations must agree.
+            model.load_hugging_face(load_file(f"{folder}/out/model.safetensors"))
+            again = validation_loss(model, validation)
+        print(f"seed {seed}: torch {found['torch'][-1]:.4f}  attn {found['attn'][-1]:.4f} (by torch {again:.4f})")
+    means = {name: statistics.mean(values) for name, values in found.items()}
+    print(f"means: torch {means['torch']:.4f}  attn {means['attn']:.4f}  difference {means['attn'] - means['torch']:+.4f}")
+    return abs(means["attn"] - means["torch"]) <= 0.02
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["losses", "speed", "quality"])
+    parser.add_argument("--attn", required=True, help="the binary")
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="default: losses 20, speed 100, quality 2000")
+    args = parser.parse_args()
+    args.steps = args.steps or {"losses": 20, "speed": 100, "quality": 2000}[args.what]
+    torch.set_num_threads(args.threads)
+    raise SystemExit(0 if {"losses": losses, "speed": speed, "quality": quality}[args.what](args) else 1)
+
+
+if __name__ == "__main__":
+    main()

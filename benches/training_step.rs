@@ -1,0 +1,47 @@
+//! One training step of gpt-nano (vocabulary 65, 16 blocks of 128 tokens) on the CPU, for each attention variant.
+
+use attn_engine::cpu::Cpu;
+use attn_engine::model::gpt::attention_variants;
+use attn_engine::model::{Gpt, GptConfig, PRESETS};
+use attn_engine::train::{OptimizerSettings, TrainingStep};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::sync::Arc;
+
+const VOCABULARY: usize = 65;
+const BLOCK: usize = 128;
+const ROWS: usize = 16;
+
+fn training_step(c: &mut Criterion) {
+    let mut group = c.benchmark_group("training-step");
+    group.throughput(Throughput::Elements((ROWS * BLOCK) as u64));
+    let preset = PRESETS[0];
+    for attention in attention_variants() {
+        let gpt = Gpt::new(GptConfig {
+            layers: preset.layers,
+            heads: preset.heads,
+            width: preset.width,
+            block: BLOCK,
+            vocabulary: VOCABULARY,
+            attention: attention.into(),
+        })
+        .expect("a preset is a valid model");
+        let optimizer =
+            OptimizerSettings { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+        let graph = gpt.loss(ROWS, 0.0).expect("a valid model records");
+        let mut step = TrainingStep::new(graph, Arc::new(Cpu::<f32>::new(0)), optimizer, 1).expect("it fits");
+        gpt.initialize(step.plan(), 1).expect("the CPU does not fail");
+        let tokens: Vec<i32> = (0..ROWS * BLOCK).map(|i| (i * i % VOCABULARY) as i32).collect();
+        let targets: Vec<i32> = tokens.iter().map(|t| (t + 1) % VOCABULARY as i32).collect();
+        let mut done = 0;
+        group.bench_function(format!("{}/{attention}", preset.name), |b| {
+            b.iter(|| {
+                done += 1;
+                step.run(done, &tokens, &targets).expect("the CPU does not fail")
+            })
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, training_step);
+criterion_main!(benches);

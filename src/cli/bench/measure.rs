@@ -1,0 +1,217 @@
+//! Timing one variant at one length.
+
+use super::Direction;
+use crate::device::Device;
+use crate::error::Result;
+use crate::graph::{Graph, Tensor};
+use crate::io::tensors::Dtype;
+use crate::op::{Cost, Spec};
+use crate::ops::Entry;
+use crate::ops::copy::Copy;
+use crate::philox::Philox;
+use crate::plan::{Plan, PlanOptions};
+use rayon::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+const MOST_SAMPLES: usize = 200;
+
+/// What all rows of a run share.
+pub struct Setting {
+    /// Where.
+    pub device: Arc<dyn Device>,
+    /// What inputs and outputs are rounded to.
+    pub dtype: Dtype,
+    /// What is timed.
+    pub direction: Direction,
+    /// B.
+    pub batch: usize,
+    /// H.
+    pub heads: usize,
+    /// Dk = Dv.
+    pub head_dim: usize,
+    /// Whether the mask is causal.
+    pub causal: bool,
+}
+
+/// What was measured at one length.
+pub struct Measured {
+    /// Milliseconds, sorted.
+    pub samples: Vec<f64>,
+    /// FLOPs and bytes of what was timed.
+    pub work: (f64, f64),
+    /// Bytes of device memory.
+    pub peak_bytes: usize,
+    /// The variant's output.
+    pub out: Vec<f64>,
+}
+
+impl Measured {
+    /// The middle sample.
+    pub fn median(&self) -> f64 {
+        let n = self.samples.len();
+        (self.samples[(n - 1) / 2] + self.samples[n / 2]) / 2.0
+    }
+}
+
+/// Standard normal values that depend on `stream` alone, so that every variant gets the same.
+fn normal(stream: u32, n: usize, dtype: Dtype) -> Vec<f64> {
+    let generator = Philox::new(0, stream, 0);
+    (0..n as u64).into_par_iter().map(|i| dtype.round(generator.normal(i))).collect()
+}
+
+impl Setting {
+    /// The variant recorded on q, k and v of this length: the graph, the inputs, the output.
+    ///
+    /// # Errors
+    /// If the variant does not take these shapes.
+    pub fn record(&self, entry: &Entry, length: usize) -> Result<(Graph, [Tensor; 3], Tensor)> {
+        let mut graph = Graph::new();
+        let shape = [self.batch, self.heads, length, self.head_dim];
+        let inputs = ["q", "k", "v"].map(|name| match self.direction {
+            Direction::Forward => graph.input(name, &shape),
+            _ => graph.variable(name, &shape),
+        });
+        let [q, k, v] = inputs;
+        let record = entry.attention.expect("bench takes attention variants only");
+        let out = record(&mut graph, q, k, v, self.causal)?;
+        Ok((graph, inputs, out))
+    }
+
+    /// What the variant costs at this length.
+    ///
+    /// # Errors
+    /// As [`Setting::record`].
+    pub fn cost(&self, entry: &Entry, length: usize) -> Result<Cost> {
+        let (graph, ..) = self.record(entry, length)?;
+        let mut total = Cost::default();
+        for node in &graph.nodes {
+            let specs: Vec<&Spec> = node.inputs.iter().map(|&t| graph.spec(t)).collect();
+            let cost = node.op.cost(&specs);
+            total.forward_flops += cost.forward_flops;
+            total.forward_bytes += cost.forward_bytes;
+            total.backward_flops += cost.backward_flops;
+            total.backward_bytes += cost.backward_bytes;
+        }
+        Ok(total)
+    }
+
+    fn prepare(&self, entry: &Entry, length: usize) -> Result<(Plan, Tensor)> {
+        let (graph, inputs, out) = self.record(entry, length)?;
+        let roots = if self.direction == Direction::Forward { vec![] } else { vec![out] };
+        let options = PlanOptions { roots: roots.clone(), keep: vec![out], ..Default::default() };
+        // Planned first: where memory is short, that is an error before anything is filled.
+        let plan = Plan::new(graph, self.device.clone(), &options)?;
+        let elements = self.batch * self.heads * length * self.head_dim;
+        for (stream, t) in inputs.into_iter().enumerate() {
+            plan.write(t, &normal(stream as u32, elements, self.dtype))?;
+        }
+        for root in roots {
+            plan.seed(root, &normal(3, elements, self.dtype))?;
+        }
+        Ok((plan, out))
+    }
+
+    fn read(&self, plan: &Plan, out: Tensor) -> Result<Vec<f64>> {
+        let mut values = plan.read(out)?;
+        values.iter_mut().for_each(|x| *x = self.dtype.round(*x));
+        Ok(values)
+    }
+
+    /// The variant's output, untimed.
+    ///
+    /// # Errors
+    /// If it cannot be planned or run.
+    pub fn output(&self, entry: &Entry, length: usize) -> Result<Vec<f64>> {
+        let (plan, out) = self.prepare(entry, length)?;
+        plan.forward()?;
+        self.read(&plan, out)
+    }
+
+    /// Times the variant for about `seconds`: at least once, whatever that takes. `None`: interrupted.
+    ///
+    /// # Errors
+    /// If it cannot be planned or run.
+    pub fn measure(
+        &self,
+        entry: &Entry,
+        length: usize,
+        seconds: f64,
+        flush: Option<&Flush>,
+        interrupted: &AtomicBool,
+    ) -> Result<Option<Measured>> {
+        let (plan, out) = self.prepare(entry, length)?;
+        let once = || -> Result<f64> {
+            if let Some(flush) = flush {
+                flush.run()?;
+            }
+            match self.direction {
+                Direction::Forward => self.device.time_ms(&mut || plan.forward()),
+                Direction::Both => self.device.time_ms(&mut || plan.forward().and_then(|()| plan.backward())),
+                // Backward may reuse memory that forward's values were in, so each has a forward of its own.
+                Direction::Backward => {
+                    plan.forward()?;
+                    self.device.time_ms(&mut || plan.backward())
+                }
+            }
+        };
+        // The first run compiles kernels, touches pages and wakes threads. Where nothing is compiled and it is slow, it
+        // is the figure: waiting as long again would teach little.
+        let mut samples = Vec::new();
+        let first = once()?;
+        let out = self.read(&plan, out)?;
+        if self.device.name() == "cpu" && first >= seconds * 1e3 {
+            samples.push(first);
+        } else {
+            if first < seconds * 250.0 {
+                once()?;
+            }
+            let start = Instant::now();
+            while samples.is_empty() || samples.len() < MOST_SAMPLES && start.elapsed().as_secs_f64() < seconds {
+                if interrupted.load(Ordering::Relaxed) {
+                    return Ok(None);
+                }
+                samples.push(once()?);
+            }
+        }
+        samples.sort_by(f64::total_cmp);
+        let cost = self.cost(entry, length)?;
+        let (forward, backward) =
+            ((cost.forward_flops, cost.forward_bytes), (cost.backward_flops, cost.backward_bytes));
+        let (flops, bytes) = match self.direction {
+            Direction::Forward => forward,
+            Direction::Backward => backward,
+            Direction::Both => (forward.0 + backward.0, forward.1 + backward.1),
+        };
+        // Ops count 4 bytes an element.
+        let bytes = bytes * self.device.precision().bytes() as f64 / 4.0;
+        Ok(Some(Measured { samples, work: (flops, bytes), peak_bytes: plan.peak_bytes(), out }))
+    }
+}
+
+/// Empties a GPU's L2 cache, as the next use of an op would find it.
+pub struct Flush(Plan);
+
+impl Flush {
+    /// For a GPU; `None` for what shares the host's memory.
+    ///
+    /// # Errors
+    /// If the device has no memory for it.
+    pub fn new(device: &Arc<dyn Device>) -> Result<Option<Flush>> {
+        if !device.name().starts_with("cuda") {
+            return Ok(None);
+        }
+        // 256 MiB in and out: several times the largest L2.
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[1 << 14, 1 << 12]);
+        let y = graph.one(Copy, &[x])?;
+        let options = PlanOptions { keep: vec![y], ..Default::default() };
+        let plan = Plan::new(graph, device.clone(), &options)?;
+        Ok(Some(Flush(plan)))
+    }
+
+    fn run(&self) -> Result<()> {
+        self.0.forward()
+    }
+}

@@ -1,0 +1,345 @@
+//! `attn bench`: attention variants over lengths: time, memory, error, and from where on the O(T) ones win.
+
+mod analysis;
+mod measure;
+mod plot;
+mod report;
+
+use super::device::DeviceArgs;
+use super::{Status, devices, print, print_line};
+use crate::device::Precision;
+use crate::error::{Error, Result};
+use crate::io::Target;
+use crate::io::tensors::Dtype;
+use crate::ops::{Entry, OPS};
+use indicatif::{ProgressBar, ProgressStyle};
+use measure::{Flush, Measured, Setting};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// What the others are compared with.
+const SOFTMAX: &str = "softmax-attention";
+/// Without options the command ends within a minute: seconds after which no further length is begun.
+const PATIENCE: f64 = 40.0;
+/// Seconds that all rows together may take, where their number allows it.
+const BUDGET: f64 = 20.0;
+
+/// What is timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Direction {
+    /// The output.
+    Forward,
+    /// The gradients, after an untimed forward.
+    Backward,
+    /// One forward with its backward.
+    Both,
+}
+
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+            Direction::Both => "both",
+        }
+    }
+}
+
+/// Compare attention variants over lengths: time, memory, error
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:\n  attn bench\n  attn bench --lengths 1024,4096,16384 --causal --direction both \
+                        --out results\nThe last line is the answer in one sentence.")]
+pub struct Args {
+    /// Variants, by name [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
+    variants: Vec<String>,
+    /// Lengths [default: 256 to 8192, as far as a minute reaches; on the emulator 16 to 64]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    lengths: Vec<u32>,
+    /// Sequences
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    batch: u32,
+    /// Heads
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    heads: u32,
+    /// Size of a head
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    head_dim: u32,
+    /// Let each query see only the keys up to its own position
+    #[arg(long)]
+    causal: bool,
+    /// What inputs and outputs are rounded to; where a device has no arithmetic of 16 bits, it computes in f32
+    #[arg(long, value_enum, default_value_t = Dtype::F32, hide_possible_values = true, value_name = "f64|f32|f16|bf16")]
+    dtype: Dtype,
+    /// What to time; `both`: one forward with its backward
+    #[arg(long, value_enum, default_value_t = Direction::Forward, hide_possible_values = true)]
+    #[arg(value_name = "forward|backward|both")]
+    direction: Direction,
+    /// Folder for bench.json, bench.csv, bench.svg and bench.png
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Write the rows as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// One variant at one length.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    variant: &'static str,
+    direction: &'static str,
+    device: String,
+    dtype: &'static str,
+    batch: usize,
+    heads: usize,
+    length: usize,
+    head_dim: usize,
+    causal: bool,
+    median_ms: f64,
+    min_ms: f64,
+    tflops: f64,
+    gbps: f64,
+    peak_bytes: usize,
+    /// Against softmax attention on the same inputs; `None` for softmax attention itself.
+    error: Option<f64>,
+}
+
+/// Where results go besides stdout.
+#[derive(Default)]
+struct Files {
+    json: Vec<Target>,
+    csv: Option<Target>,
+    svg: Option<Target>,
+    png: Option<Target>,
+}
+
+impl Files {
+    fn new(args: &Args) -> Result<Files> {
+        let mut files = Files::default();
+        if let Some(path) = &args.json {
+            files.json.push(Target::new(path)?);
+        }
+        if let Some(folder) = &args.out {
+            let refused = |e: std::io::Error| {
+                Error::file(folder, format!("cannot be made: {}", e.kind()), "give --out a folder you may write to")
+            };
+            std::fs::create_dir_all(folder).map_err(refused)?;
+            files.json.push(Target::new(&folder.join("bench.json"))?);
+            files.csv = Some(Target::new(&folder.join("bench.csv"))?);
+            files.svg = Some(Target::new(&folder.join("bench.svg"))?);
+            files.png = Some(Target::new(&folder.join("bench.png"))?);
+        }
+        Ok(files)
+    }
+}
+
+/// max|x − reference| / max(max|reference|, 0.1).
+fn error(x: &[f64], reference: &[f64]) -> f64 {
+    let largest = reference.iter().fold(0.1f64, |m, r| m.max(r.abs()));
+    // `max` would drop a NaN.
+    let worst = |m: f64, d: f64| if d > m || d.is_nan() { d } else { m };
+    x.iter().zip(reference).map(|(x, r)| (x - r).abs() / largest).fold(0.0, worst)
+}
+
+fn chosen(names: &[String]) -> Result<Vec<&'static Entry>> {
+    let known: Vec<&Entry> = OPS.iter().copied().filter(|e| e.attention.is_some()).collect();
+    if names.is_empty() {
+        return Ok(known);
+    }
+    let mut list: Vec<&Entry> = Vec::new();
+    for name in names {
+        let entry = known.iter().find(|e| e.name == name).ok_or_else(|| {
+            let all: Vec<&str> = known.iter().map(|e| e.name).collect();
+            Error::argument(format!("--variants {name}"), "is no attention variant", format!("use {}", all.join(", ")))
+        })?;
+        if !list.iter().any(|e| e.name == entry.name) {
+            list.push(entry);
+        }
+    }
+    Ok(list)
+}
+
+/// Whether a variant's work grows as T: twice the length, twice the operations (and not four times).
+fn is_linear(setting: &Setting, entry: &Entry) -> bool {
+    let flops = |length| setting.cost(entry, length).map_or(0.0, |c| c.forward_flops + c.backward_flops);
+    flops(1 << 17) < 3.0 * flops(1 << 16)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If an option does not fit, the device or its memory is missing, or a file cannot be written; and when interrupted.
+pub fn main(args: Args) -> Result<Status> {
+    let entries = chosen(&args.variants)?;
+    let precision = if args.dtype == Dtype::F64 { Precision::F64 } else { Precision::F32 };
+    let device = args.device.open(precision)?;
+    let files = Files::new(&args)?;
+    let mut lengths: Vec<usize> = match device.name().as_str() {
+        "emulator" if args.lengths.is_empty() => vec![16, 32, 64],
+        _ if args.lengths.is_empty() => vec![256, 512, 1024, 2048, 4096, 8192],
+        _ => args.lengths.iter().map(|&n| n as usize).collect(),
+    };
+    lengths.sort_unstable();
+    lengths.dedup();
+    let [batch, heads, head_dim] = [args.batch, args.heads, args.head_dim].map(|n| n as usize);
+    let longest = lengths.last().copied().unwrap_or(1);
+    let elements = [batch, heads, longest].iter().try_fold(head_dim, |p, &n| p.checked_mul(n));
+    if elements.is_none_or(|n| n > 1 << 40) {
+        let remedy = "use fewer heads, a smaller batch or shorter lengths";
+        return Err(Error::argument(
+            "--batch × --heads × --lengths × --head-dim",
+            "is more than any device holds",
+            remedy,
+        ));
+    }
+
+    // One Ctrl-C ends the measuring, a second one the process.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = interrupted.clone();
+    let _ = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+
+    let (dtype, direction, causal) = (args.dtype, args.direction, args.causal);
+    let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal };
+    let linear: Vec<&str> = entries.iter().filter(|e| is_linear(&setting, e)).map(|e| e.name).collect();
+    let is_linear = |name: &str| linear.contains(&name);
+    let place = devices::describe(&setting.device.name(), args.device.threads.map(usize::from));
+
+    let mut bench = Bench { setting: &setting, entries: &entries, files: &files, is_linear: &is_linear, rows: vec![] };
+    bench.run(&lengths, args.lengths.is_empty(), &interrupted)?;
+    let rows = bench.rows;
+    if !rows.is_empty() {
+        let (exponents, crossovers) = (analysis::exponents(&rows), analysis::crossovers(&rows, &is_linear));
+        let figure = plot::Figure {
+            title: format!("Attention {} on {place}", plot::verb(direction)),
+            subtitle: subtitle(&setting),
+            series: plot::series(&rows, &exponents),
+            marks: plot::marks(&rows, &crossovers),
+        };
+        if let Some(to) = &files.svg {
+            plot::write_svg(to, &figure)?;
+        }
+        if let Some(to) = &files.png {
+            plot::write_png(to, &figure)?;
+        }
+        print_line(report::table(&rows))?;
+        print(report::findings(&exponents, &crossovers))?;
+        if !interrupted.load(Ordering::Relaxed) {
+            print_line(analysis::sentence(&rows, &crossovers, &is_linear, &place))?;
+        }
+    }
+    if interrupted.load(Ordering::Relaxed) {
+        let (done, all) = (rows.len(), lengths.len() * entries.len());
+        let kept = if files.json.is_empty() { "use --out to keep them" } else { "the files hold them" };
+        return Err(Error::argument("attn bench", format!("was interrupted after {done} of {all} rows"), kept));
+    }
+    Ok(Status::Done)
+}
+
+fn subtitle(s: &Setting) -> String {
+    let mask = if s.causal { "causal" } else { "no mask" };
+    let dtype = s.dtype.name();
+    format!("batch {} · {} heads of size {} · {mask} · {dtype} · median of repeated runs", s.batch, s.heads, s.head_dim)
+}
+
+struct Bench<'a> {
+    setting: &'a Setting,
+    entries: &'a [&'static Entry],
+    files: &'a Files,
+    is_linear: &'a dyn Fn(&str) -> bool,
+    rows: Vec<Row>,
+}
+
+impl Bench<'_> {
+    /// Measures every length, the shortest first. `by_default`: lengths that nobody asked for may be left out.
+    fn run(&mut self, lengths: &[usize], by_default: bool, interrupted: &AtomicBool) -> Result<()> {
+        let all = lengths.len() * self.entries.len();
+        let seconds = (BUDGET / all as f64).clamp(0.02, 1.0);
+        let bar = ProgressBar::new(all as u64);
+        let style = ProgressStyle::with_template("{msg:40} {bar:30} {pos}/{len} {elapsed}");
+        bar.set_style(style.expect("a valid template"));
+        let flush = Flush::new(&self.setting.device)?;
+        let start = Instant::now();
+        let mut last = 0.0;
+        // Softmax attention first: the others are compared with its output.
+        let mut order = self.entries.to_vec();
+        order.sort_by_key(|e| e.name != SOFTMAX);
+        let softmax = OPS.iter().find(|e| e.name == SOFTMAX);
+        for (i, &length) in lengths.iter().enumerate() {
+            // A length takes up to four times as long as half of it.
+            let begun = start.elapsed().as_secs_f64();
+            if by_default && i > 2 && begun + 4.0 * last > PATIENCE {
+                bar.suspend(|| {
+                    eprintln!("T = {length} and longer are left out to end within a minute; --lengths asks for them")
+                });
+                break;
+            }
+            let mut reference: Option<Vec<f64>> = None;
+            for entry in &order {
+                bar.set_message(format!("{} T={length}", entry.name));
+                let measured = self.setting.measure(entry, length, seconds, flush.as_ref(), interrupted)?;
+                let Some(measured) = measured else { return Ok(()) };
+                let compared = match (&reference, softmax) {
+                    _ if entry.name == SOFTMAX => None,
+                    (Some(r), _) => Some(error(&measured.out, r)),
+                    (None, Some(softmax)) => {
+                        let r = reference.insert(self.setting.output(softmax, length)?);
+                        Some(error(&measured.out, r))
+                    }
+                    (None, None) => None,
+                };
+                self.add(entry.name, length, &measured, compared)?;
+                if entry.name == SOFTMAX {
+                    reference = Some(measured.out);
+                }
+                bar.inc(1);
+                if interrupted.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+            }
+            last = start.elapsed().as_secs_f64() - begun;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Keeps a row, in the order in which variants were asked for, and saves all so far.
+    fn add(&mut self, variant: &'static str, length: usize, m: &Measured, error: Option<f64>) -> Result<()> {
+        let s = self.setting;
+        let median_ms = m.median();
+        self.rows.push(Row {
+            variant,
+            direction: s.direction.name(),
+            device: s.device.name(),
+            dtype: s.dtype.name(),
+            batch: s.batch,
+            heads: s.heads,
+            length,
+            head_dim: s.head_dim,
+            causal: s.causal,
+            median_ms,
+            min_ms: m.samples[0],
+            tflops: m.work.0 / median_ms / 1e9,
+            gbps: m.work.1 / median_ms / 1e6,
+            peak_bytes: m.peak_bytes,
+            error,
+        });
+        let position = |name: &str| self.entries.iter().position(|e| e.name == name);
+        self.rows.sort_by_key(|r| (position(r.variant), r.length));
+        let (exponents, crossovers) =
+            (analysis::exponents(&self.rows), analysis::crossovers(&self.rows, self.is_linear));
+        for to in &self.files.json {
+            report::write_json(to, &self.rows, &exponents, &crossovers)?;
+        }
+        self.files.csv.as_ref().map_or(Ok(()), |to| report::write_csv(to, &self.rows))
+    }
+}

@@ -1,0 +1,206 @@
+//! `attn train`: models from text, on any device.
+
+use super::device::DeviceArgs;
+use super::settings::{Settings, SettingsArgs};
+use super::{Status, print_line};
+use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
+use crate::device::Precision;
+use crate::error::{Error, Result};
+use crate::model::{Gpt, GptConfig};
+use crate::train::checkpoint::{self, Checkpoint, Initial};
+use crate::train::{Ended, Evaluator, Log, Progress, Schedule, TrainingStep, directory, interrupted_by_ctrl_c, run};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+/// Train a model
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    model: Model,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Model {
+    Lm(Box<LmArgs>),
+}
+
+/// Train a language model on the characters of a text
+///
+/// The model is minGPT's. The last 10 % of the text is for validation. The directory given by --out receives log.jsonl
+/// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  attn train lm --out adder                                learns two-digit addition
+  attn train lm --text input.txt --steps 5000 --out run    learns a text
+  attn train lm --resume run --steps 10000                 goes on where that stopped")]
+struct LmArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Directory for the log and the checkpoint
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    out: Option<PathBuf>,
+    /// Write over what --out holds
+    #[arg(long)]
+    overwrite: bool,
+    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout); with its
+    /// tokenizer.json, if that is one of characters
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
+    /// only --steps, --eval-every, --save-every, --out and the device may change
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "overwrite")]
+    resume: Option<Option<PathBuf>>,
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If a flag, the text, the weights or the device will not do; if the run was interrupted, with how to resume it.
+pub fn main(args: Args) -> Result<Status> {
+    match args.model {
+        Model::Lm(args) => lm(*args),
+    }
+}
+
+fn lm(args: LmArgs) -> Result<Status> {
+    let (out, from) = places(&args)?;
+    let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
+    let (done, settings) = match &resumed {
+        Some(checkpoint) => {
+            let (done, stored): (u64, Settings) = checkpoint.training()?;
+            (done, args.settings.resume(stored)?)
+        }
+        None => (0, args.settings.start()?),
+    };
+    if done >= settings.steps {
+        let what = format!("--steps {}", settings.steps);
+        return Err(Error::argument(what, format!("{done} have been done already"), "give a larger number to go on"));
+    }
+    let initial = args.init.as_deref().map(Initial::open).transpose()?;
+    let given = match (&resumed, &initial) {
+        (Some(checkpoint), _) => Some(checkpoint.vocabulary()),
+        (None, Some(initial)) => initial.vocabulary.as_ref(),
+        _ => None,
+    };
+    let (corpus, vocabulary, settings) = data(settings, given)?;
+    let name = settings.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
+    let (train, validation) = corpus.split();
+    let Settings { batch_size, block_size, seed, optimizer, dropout, .. } = settings;
+    validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
+    let training_split = format!("the training split (first 90 %) of {name}");
+    let batches = Batches::new(train, &training_split, settings.data_order, batch_size, block_size, seed)?;
+
+    let gpt = Gpt::new(settings.model(vocabulary.len())?)?;
+    let device = args.device.open(Precision::F32)?;
+    let mut training = TrainingStep::new(gpt.loss(batch_size, dropout)?, device.clone(), optimizer, seed)?;
+    let evaluator = Evaluator::new(gpt.loss(batch_size, 0.0)?, device.clone())?;
+    let plan = training.plan();
+    match (&resumed, &initial) {
+        (Some(checkpoint), _) => {
+            checkpoint.load_parameters(plan)?;
+            checkpoint.load_optimizer(plan)?;
+        }
+        (None, Some(initial)) => initial.load(plan)?,
+        _ => gpt.initialize(plan, seed)?,
+    }
+
+    // Nothing is written before everything above has been found good.
+    directory::create(&out)?;
+    if from.as_ref() != Some(&out) {
+        checkpoint::remove(&out)?;
+    }
+    let mut log = Log::open(&out, from.as_deref(), done)?;
+    announce(&gpt, &training, &vocabulary, &name, &device.name());
+    let blocks = validation.whole_blocks(block_size);
+    let evaluate = |training: &TrainingStep| {
+        evaluator.plan().copy_parameters(training.plan())?;
+        let mut progress = Progress::new("validation", 0, blocks as u64);
+        let found = evaluator.run(&validation, blocks, |done| progress.reached(done as u64))?;
+        progress.finish();
+        Ok(found)
+    };
+    let save = |training: &TrainingStep, step: u64| {
+        checkpoint::write(&out, training.plan(), gpt.config(), &vocabulary, dropout, step, &settings)
+    };
+    let interrupted = interrupted_by_ctrl_c();
+    let stop = || interrupted.load(Ordering::SeqCst);
+    let Settings { steps, eval_every, save_every, .. } = settings;
+    let schedule = Schedule { from: done, steps, eval_every, save_every };
+    let ended = run(&mut training, schedule, optimizer.lr, &mut log, |s| batches.batch(s), evaluate, save, stop)?;
+    let shown = out.display();
+    match ended {
+        Ended::Done(found) => {
+            let (loss, perplexity) = (found.loss, found.perplexity());
+            print_line(format_args!("{steps} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
+            Ok(Status::Done)
+        }
+        Ended::Interrupted(step) => {
+            let problem = format!("interrupted after step {step} of {steps}, with a checkpoint in {shown}");
+            Err(Error::argument("training", problem, format!("go on with `attn train lm --resume {shown}`")))
+        }
+    }
+}
+
+/// Where to write, and from where to resume.
+fn places(args: &LmArgs) -> Result<(PathBuf, Option<PathBuf>)> {
+    let from = match &args.resume {
+        None => None,
+        Some(named) => Some(named.clone().or(args.out.clone()).ok_or_else(|| {
+            Error::argument("--resume", "names no directory", "give one: --resume DIR, or --resume --out DIR")
+        })?),
+    };
+    if let Some(from) = from.as_ref().filter(|d| !checkpoint::is_there(d)) {
+        return Err(Error::file(from, "holds no run to resume", "give a directory that `attn train lm --out` wrote"));
+    }
+    let out = args.out.clone().or(from.clone()).expect("clap asks for one of them");
+    if out.exists() && !out.is_dir() {
+        return Err(Error::file(out, "is no directory", "give --out a directory"));
+    }
+    let same = from.as_deref().is_some_and(|f| is_same(f, &out));
+    if !same && !args.overwrite && !directory::is_vacant(&out) {
+        let remedy = "give another --out, go on with --resume, or start over with --overwrite";
+        return Err(Error::file(out, "is not empty", remedy));
+    }
+    Ok(if same { (out.clone(), Some(out)) } else { (out, from) })
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The corpus that the settings name, in the given vocabulary or its own; and the settings, which now know the text.
+fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, Vocabulary, Settings)> {
+    let Some(path) = &settings.text else {
+        let (corpus, vocabulary) = addition::corpus(settings.seed);
+        if let Some(given) = given.filter(|v| **v != vocabulary) {
+            let problem = format!("the weights know {} characters, not addition's", given.len());
+            return Err(Error::argument("--init", problem, "give a --text in those characters"));
+        }
+        return Ok((corpus, vocabulary, settings));
+    };
+    let text = read_text(path)?;
+    let digest: String = Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect();
+    if settings.text_sha256.as_ref().is_some_and(|stored| *stored != digest) {
+        let remedy = "restore it, or start a new run from the weights with --init";
+        return Err(Error::file(path, "has changed since the run began", remedy));
+    }
+    let vocabulary = given.cloned().unwrap_or_else(|| Vocabulary::of(&text));
+    let corpus = Corpus::text(vocabulary.encode(&text, &path.display().to_string())?);
+    settings.text_sha256 = Some(digest);
+    Ok((corpus, vocabulary, settings))
+}
+
+fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &str, device: &str) {
+    let GptConfig { layers, heads, width, block, attention, .. } = gpt.config();
+    let graph = training.plan().graph();
+    let parameters: usize = graph.parameters().iter().map(|&t| graph.spec(t).numel()).sum();
+    let megabytes = training.plan().peak_bytes() as f64 / 1e6;
+    eprintln!(
+        "{layers} layers, {heads} heads, width {width}, block {block}, {attention}: {parameters} parameters; \
+         {} characters of {data}; {megabytes:.1} MB on {device}",
+        vocabulary.len()
+    );
+}

@@ -1,0 +1,9 @@
+//! Models: recorded forward only, with their parameters' names and their files.
+
+pub mod config;
+pub mod gpt;
+mod sample;
+pub mod weights;
+
+pub use gpt::{Gpt, GptConfig, LossGraph, PRESETS, Preset};
+pub use sample::Sampler;

@@ -1,0 +1,113 @@
+//! Parameters in safetensors files.
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Tensor};
+use crate::plan::Plan;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// A tensor of a file: its sizes, and its values in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values {
+    /// Sizes, slowest axis first.
+    pub shape: Vec<usize>,
+    /// Values, widened.
+    pub values: Vec<f64>,
+}
+
+/// All floating-point tensors of a safetensors file.
+///
+/// # Errors
+/// If the file cannot be read, is truncated, or its header does not fit its data.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| Error::file(path, format!("cannot be read: {e}"), "give a directory that holds this file"))?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|e| Error::file(path, format!("is no valid safetensors file: {e}"), "copy or save it again"))?;
+    Ok(tensors.iter().filter_map(|(name, view)| Some((name.to_string(), widen(&view)?))).collect())
+}
+
+fn widen(view: &TensorView) -> Option<Values> {
+    fn all<const N: usize>(view: &TensorView, value: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+        view.data().chunks_exact(N).map(|b| value(b.try_into().expect("a chunk's size"))).collect()
+    }
+    let values = match view.dtype() {
+        Dtype::F64 => all(view, f64::from_le_bytes),
+        Dtype::F32 => all(view, |b| f32::from_le_bytes(b) as f64),
+        Dtype::F16 => all(view, |b| f16::from_le_bytes(b).to_f64()),
+        Dtype::BF16 => all(view, |b| bf16::from_le_bytes(b).to_f64()),
+        _ => return None,
+    };
+    Some(Values { shape: view.shape().to_vec(), values })
+}
+
+/// A safetensors file of f32 tensors, in the metadata that transformers asks for.
+pub fn to_bytes(tensors: &BTreeMap<String, Values>) -> Vec<u8> {
+    let bytes: Vec<Vec<u8>> =
+        tensors.values().map(|t| t.values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, t), bytes)| {
+        (name, TensorView::new(Dtype::F32, t.shape.clone(), bytes).expect("four bytes an element"))
+    });
+    // One entry only: the order of several would differ from run to run.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize(views, Some(metadata)).expect("shapes and data agree")
+}
+
+/// A plan's parameters by name.
+pub fn of_plan(plan: &Plan) -> Result<BTreeMap<String, Values>> {
+    let graph = plan.graph();
+    let one = |t: Tensor| {
+        let values = Values { shape: graph.shape(t).to_vec(), values: plan.read(t)? };
+        Ok((graph.name(t).to_string(), values))
+    };
+    graph.parameters().into_iter().map(one).collect()
+}
+
+/// Writes a plan's parameters from tensors that came from `path`. Names may lack `transformer.`, as those of some
+/// published GPT-2 files do; a head that is `tied` and absent is the token embedding.
+///
+/// # Errors
+/// If a parameter is missing or has another shape, or a tensor is left over that is no parameter; it is named.
+pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, path: &Path) -> Result<()> {
+    let graph = plan.graph();
+    for t in graph.parameters() {
+        let name = graph.name(t);
+        let short = name.strip_prefix("transformer.").unwrap_or(name);
+        let shared = "transformer.wte.weight";
+        let found = match tensors.remove(name).or_else(|| tensors.remove(short)) {
+            Some(found) => found,
+            // The embedding has been taken by now; the plan holds it.
+            None if tied && name == "lm_head.weight" => {
+                let wte = embedding(graph, shared);
+                Values { shape: graph.shape(wte).to_vec(), values: plan.read(wte)? }
+            }
+            None => {
+                let remedy = "give weights in GPT-2's layout, of the same --preset";
+                return Err(Error::file(path, format!("tensor `{name}` is missing"), remedy));
+            }
+        };
+        if found.shape != graph.shape(t) {
+            let problem = format!("tensor `{name}` has shape {:?}, expected {:?}", found.shape, graph.shape(t));
+            let remedy =
+                "give weights of the same --preset, --block-size and vocabulary (h.* weights are stored (in, out))";
+            return Err(Error::file(path, problem, remedy));
+        }
+        plan.write(t, &found.values)?;
+    }
+    // Causal masks, which older files store as buffers.
+    let mask = |name: &str| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
+    match tensors.keys().find(|name| !mask(name)) {
+        Some(name) => {
+            let problem = format!("tensor `{name}` is no parameter of this model");
+            Err(Error::file(path, problem, "give weights of the same --preset"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn embedding(graph: &Graph, name: &str) -> Tensor {
+    let all = graph.parameters();
+    all.into_iter().find(|&t| graph.name(t) == name).expect("every GPT has a token embedding")
+}

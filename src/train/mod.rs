@@ -1,0 +1,15 @@
+//! Training: a loop that knows nothing of a model but its loss, and what it leaves on disk.
+
+pub mod checkpoint;
+pub mod directory;
+mod evaluate;
+mod log;
+mod progress;
+mod run;
+mod step;
+
+pub use evaluate::{Evaluation, Evaluator};
+pub use log::Log;
+pub use progress::Progress;
+pub use run::{Ended, Schedule, interrupted_by_ctrl_c, run};
+pub use step::{OptimizerSettings, TrainingStep};

@@ -1,0 +1,117 @@
+//! One training step: batch in, loss out. Everything between is launched in one go where the device can capture it.
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::model::LossGraph;
+use crate::optimizer::{AdamW, ClipGradientNorm};
+use crate::plan::{Plan, PlanOptions};
+use std::sync::Arc;
+
+/// AdamW's settings. The learning rate is constant.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct OptimizerSettings {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the mean of gradients.
+    pub beta1: f64,
+    /// Decay of the mean of their squares.
+    pub beta2: f64,
+    /// Added to the root of the latter.
+    pub eps: f64,
+    /// Weight decay, on parameters that the model says have it.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm.
+    pub max_norm: f64,
+}
+
+/// Buffers that AdamW keeps, each of the parameters' size: the two means.
+pub const SLOTS: usize = 2;
+
+/// A planned model with its optimiser.
+pub struct TrainingStep {
+    plan: Plan,
+    tokens: Tensor,
+    targets: Tensor,
+    random: Option<Tensor>,
+    loss: Tensor,
+    settings: OptimizerSettings,
+    clip: ClipGradientNorm,
+    adamw: AdamW,
+    seed: u64,
+    /// Whether a step has run eagerly, so that every kernel is compiled before anything is captured.
+    warm: bool,
+    captured: Option<usize>,
+}
+
+impl TrainingStep {
+    /// Plans forward, backward and update. `seed` draws dropout masks.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn new(
+        graph: LossGraph,
+        device: Arc<dyn Device>,
+        settings: OptimizerSettings,
+        seed: u64,
+    ) -> Result<TrainingStep> {
+        let LossGraph { graph, tokens, targets, random, loss } = graph;
+        let options = PlanOptions { roots: vec![loss], optimizer_slots: SLOTS, ..Default::default() };
+        let plan = Plan::new(graph, device, &options)?;
+        let OptimizerSettings { beta1, beta2, eps, weight_decay, max_norm, .. } = settings;
+        let decayed = plan.parameter_elements().1;
+        let clip = ClipGradientNorm { max_norm };
+        let adamw = AdamW { beta1, beta2, eps, weight_decay, decayed };
+        Ok(TrainingStep {
+            plan,
+            tokens,
+            targets,
+            random,
+            loss,
+            settings,
+            clip,
+            adamw,
+            seed,
+            warm: false,
+            captured: None,
+        })
+    }
+
+    /// The plan, whose parameters are trained.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Trains on a batch and returns its loss before the update. `step` counts from 0.
+    ///
+    /// # Errors
+    /// If the batch does not fit the plan, or the device fails.
+    pub fn run(&mut self, step: u64, tokens: &[i32], targets: &[i32]) -> Result<f64> {
+        self.plan.write_indices(self.tokens, tokens)?;
+        self.plan.write_indices(self.targets, targets)?;
+        if let Some(random) = self.random {
+            let words = [self.seed as i32, (self.seed >> 32) as i32, step as i32];
+            self.plan.write_indices(random, &words)?;
+        }
+        let OptimizerSettings { lr, beta1, beta2, .. } = self.settings;
+        let t = (step + 1).min(i32::MAX as u64) as i32;
+        self.plan.write_hyper(&[lr, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t)])?;
+        if self.warm && self.captured.is_none() {
+            let device = self.plan.device().clone();
+            self.captured = device.capture(&mut || self.launch())?;
+        }
+        match self.captured {
+            Some(captured) => self.plan.device().replay(captured)?,
+            None => self.launch()?,
+        }
+        self.warm = true;
+        Ok(self.plan.read(self.loss)?[0])
+    }
+
+    fn launch(&self) -> Result<()> {
+        self.plan.forward()?;
+        self.plan.backward()?;
+        self.plan.update(&self.clip)?;
+        self.plan.update(&self.adamw)
+    }
+}
