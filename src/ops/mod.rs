@@ -10,6 +10,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
 pub mod matmul;
+pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 mod rows;
 pub mod self_attention;
@@ -51,6 +52,7 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
+    &mean_similarity_attention::ENTRY,
     &multi_head_attention::ENTRY,
     &self_attention::ENTRY,
     &softmax::ENTRY,
