@@ -11,7 +11,7 @@ pub mod linear;
 pub mod linear_attention;
 pub mod matmul;
 pub mod multi_head_attention;
-mod rows;
+pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
 pub mod softmax_attention;
