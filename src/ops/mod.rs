@@ -12,7 +12,7 @@ pub mod linear_attention;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
-mod rows;
+pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
 pub mod softmax_attention;
