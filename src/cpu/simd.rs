@@ -64,9 +64,9 @@ fn exp<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(90.0), s.max(s.splat(-106.0), x));
     let n = s.round(x * s.splat(LOG2_E));
     // ln 2 in two parts, the first with so few bits that its product with n is exact.
-    let r = s.mul_add(n, s.splat(-0.693_359_4), x);
-    let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
-    let c = [0.001_381_446_7, 0.008_368_780_5, 0.041_668_394, 0.166_665_2, 0.499_999_93, 1.0, 1.0];
+    let r = s.mul_add(n, s.splat(-355.0 / 512.0), x);
+    let r = s.mul_add(n, s.splat((355.0 / 512.0 - std::f64::consts::LN_2) as f32), r);
+    let c = [0.001_381_446_7, 0.008_368_78, 0.041_668_394, 0.166_665_2, 0.499_999_93, 1.0, 1.0];
     s.scale(polynomial(s, r, &c), n)
 }
 
@@ -95,17 +95,19 @@ fn tanh<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     s.if_less(size, s.splat(0.625), near, far)
 }
 
-/// erf x, and e⁻ˣ² on the way where a caller needs both. Near 0 an odd polynomial; elsewhere 1 − e^p(|x|), where p
+/// erf x. Near 0 an odd polynomial; elsewhere 1 − e^p(|x|), where p
 /// approximates ln erfc.
 #[inline(always)]
+#[allow(clippy::approx_constant, clippy::excessive_precision)] // Fitted, not a constant of mathematics.
 fn erf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let size = absolute(s, x);
     let square = x * x;
-    let c = [-5.862_038_7e-4, 0.004_967_497_5, -0.026_748_857, 0.112_813_205, -0.376_124_46, 1.128_379_1];
+    let c = [-5.862_038_5e-4, 0.004_967_497_5, -0.026_748_857, 0.112_813_205, -0.376_124_46, 1.128_379_1];
     let near = polynomial(s, square, &c) * x;
     // At 4 and beyond, erf is 1 in f32. This order keeps NaN.
     let size_4 = s.min(s.splat(4.0), size);
-    let c = [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
+    let c =
+        [1.971_816_8e-4, -0.003_055_607_1, 0.022_277_086, -0.104_037_36, -0.637_059_75, -1.127_749_6, -1.774_948_6e-4];
     let far = with_sign(s, s.splat(1.0) - exp(s, polynomial(s, size_4, &c)), x);
     s.if_less(size, s.splat(0.93), near, far)
 }
@@ -377,30 +379,47 @@ mod tests {
         }
     }
 
+    /// 2ˣ by the general function or by the one for x up to 1.
+    struct Exp2<R>(Vec<R>, bool);
+    impl<R: crate::cpu::Real> Kernel<R> for Exp2<R> {
+        type Output = Vec<R>;
+        #[inline(always)]
+        fn run<S: Simd<R>>(mut self, s: S) -> Vec<R> {
+            for x in self.0.chunks_exact_mut(S::LANES) {
+                let v = s.load(x);
+                s.store(if self.1 { s.exp2_small(v) } else { s.exp2(v) }, x);
+            }
+            self.0
+        }
+    }
+
     #[test]
     fn exp2_of_both_types_is_accurate() {
-        struct Exp2<R>(Vec<R>);
-        impl<R: crate::cpu::Real> Kernel<R> for Exp2<R> {
-            type Output = Vec<R>;
-            #[inline(always)]
-            fn run<S: Simd<R>>(mut self, s: S) -> Vec<R> {
-                self.0.chunks_exact_mut(S::LANES).for_each(|x| s.store(s.exp2(s.load(x)), x));
-                self.0
-            }
-        }
         for level in Level::available() {
             let x: Vec<f64> = (0..1 << 15).map(|i| (i - (1 << 14)) as f64 / 129.3).collect();
-            for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone()))) {
+            for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone(), false))) {
                 assert!(relative(y, x.exp2()) < 5e-16, "{level:?}: 2^{x} = {y}");
             }
-            let x: Vec<f32> = x.iter().map(|&x| x as f32 * 0.99).collect();
-            for (&x, y) in x.iter().zip(f32::vectorise(level, Exp2(x.clone()))) {
-                assert!(relative(y as f64, (x as f64).exp2()) < 2.1e-7 || y.is_infinite(), "{level:?}: 2^{x} = {y}");
+            let single: Vec<f32> = x.iter().map(|&x| x as f32 * 0.99).collect();
+            for (&x, y) in single.iter().zip(f32::vectorise(level, Exp2(single.clone(), false))) {
+                assert!(relative(y as f64, (x as f64).exp2()) < 2.1e-7, "{level:?}: 2^{x} = {y}");
+            }
+            for (&x, y) in single.iter().zip(f32::vectorise(level, Exp2(single.clone(), true))) {
+                let exact = (x as f64).exp2();
+                let right = relative(y as f64, exact) < 2.1e-7 || exact < 1.2e-38 && y as f64 <= 1.2e-38;
+                assert!(right || x > 1.0, "{level:?}: 2^{x} = {y}");
             }
             let special = vec![f64::NEG_INFINITY, f64::NAN, 0.0, -1074.0, 1024.0, -1e9, -1080.0, 1.0];
-            let y = f64::vectorise(level, Exp2(special));
+            let y = f64::vectorise(level, Exp2(special, false));
             assert!(y[1].is_nan() && y[3] == 5e-324 && y[4].is_infinite());
             assert_eq!([y[0], y[2], y[5], y[6], y[7]], [0.0, 1.0, 0.0, 0.0, 2.0]);
+            for small in [false, true] {
+                let (low, nan) = (f32::NEG_INFINITY, f32::from_bits(0xffff_ffff));
+                let special = [low, nan, 0.0, -1e9, f32::MIN, f32::from_bits(0x7fc0_0001), -160.0, 1.0];
+                let y = f32::vectorise(level, Exp2(special.repeat(2), small));
+                assert!(y[1].is_nan() && y[5].is_nan(), "{level:?}");
+                assert_eq!([y[0], y[2], y[3], y[4], y[6], y[7]], [0.0, 1.0, 0.0, 0.0, 0.0, 2.0]);
+            }
         }
     }
 

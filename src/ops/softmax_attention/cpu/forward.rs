@@ -29,7 +29,23 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
             transpose((&q[t * q_row..], q_row), queries, s.key_dim, R::from_f64(p.scale * LOG2_E), q_t, width);
             let (k, v) = (k.head(b, h / s.group()), v.head(b, h / s.group()));
             let (max, total, sums) = (&mut *max, &mut *total, &mut *sums);
-            vectorise(Rows { p, k, v, t, queries, width, keys, columns, q_t, scores, sums, v_copy, max, total, factor });
+            vectorise(Rows {
+                p,
+                k,
+                v,
+                t,
+                queries,
+                width,
+                keys,
+                columns,
+                q_t,
+                scores,
+                sums,
+                v_copy,
+                max,
+                total,
+                factor,
+            });
             for i in 0..queries {
                 // SAFETY: each row belongs to one task.
                 let (out, lse) = unsafe { (out.row(&[b, h, t + i]), lse.row(&[b, h, t + i])) };
@@ -89,13 +105,8 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
             tile.scores(s, (&k.0[start * k.1..], k.1), p.sizes.key_dim, q_t, scores);
             let mut changed = false;
             for lane in (0..width).step_by(S::LANES) {
-                changed |= softmax_step(
-                    s,
-                    &tile,
-                    lane,
-                    scores,
-                    (&mut max[lane..], &mut total[lane..], &mut factor[lane..]),
-                );
+                changed |=
+                    softmax_step(s, &tile, lane, scores, (&mut max[lane..], &mut total[lane..], &mut factor[lane..]));
             }
             if changed {
                 for (row, &factor) in sums.chunks_exact_mut(columns).zip(factor.iter()) {
@@ -109,7 +120,7 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
             let all = tile.visible(0);
             let exact = tile.is_cut() && !finite(s, (&v_tile.0[all * v.1..], v.1), n - all, p.sizes.value_dim);
             let v_tile = whole(v_tile, n, p.sizes.value_dim, columns, v_copy);
-            tile.to_queries(s, scores, v_tile, sums, columns, exact);
+            tile.add_to_queries(s, scores, v_tile, sums, columns, exact);
         }
     }
 }
@@ -127,7 +138,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     for key in all..some {
         let x = &mut scores[key * width + lane..];
-        s.store(s.from_lane(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
+        s.store(s.lanes_after(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
     }
     for key in some..tile.keys {
         s.store(s.splat(R::ZERO), &mut scores[key * width + lane..]);
