@@ -34,9 +34,9 @@ impl<F: Elementwise> Kernel<f32> for InPlace<'_, F> {
 }
 
 /// Runs an elementwise function of x and y, into y.
-struct Into<'a, F>(&'a [f32], &'a mut [f32], F);
+struct OfTwo<'a, F>(&'a [f32], &'a mut [f32], F);
 
-impl<F: Elementwise> Kernel<f32> for Into<'_, F> {
+impl<F: Elementwise> Kernel<f32> for OfTwo<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<f32>>(self, s: S) {
@@ -218,7 +218,7 @@ pub fn gelu_tanh_in_place(x: &mut [f32]) {
 /// # Panics
 /// If the lengths differ; so with every function of two slices here.
 pub fn gelu_tanh_backward(x: &[f32], dy: &mut [f32]) {
-    vectorise(Into(x, dy, GeluTanhBackward));
+    vectorise(OfTwo(x, dy, GeluTanhBackward));
 }
 
 /// x ← ½x(1 + erf(x/√2)).
@@ -228,7 +228,7 @@ pub fn gelu_erf_in_place(x: &mut [f32]) {
 
 /// dy ← dy·gelu'(x) for GELU's erf form.
 pub fn gelu_erf_backward(x: &[f32], dy: &mut [f32]) {
-    vectorise(Into(x, dy, GeluErfBackward));
+    vectorise(OfTwo(x, dy, GeluErfBackward));
 }
 
 /// Two values that a pass over one or two slices sums.
@@ -374,7 +374,7 @@ mod tests {
             f32::vectorise(level, InPlace(&mut x, GeluTanh));
             assert!(x[0] == 1e20 && x[1] == 0.0 && x[2].is_nan());
             let mut d = [2.0, 2.0, 2.0];
-            f32::vectorise(level, Into(&[1e20, -1e20, nan], &mut d, GeluTanhBackward));
+            f32::vectorise(level, OfTwo(&[1e20, -1e20, nan], &mut d, GeluTanhBackward));
             assert!(d[0] == 2.0 && d[1] == 0.0 && d[2].is_nan());
         }
     }
