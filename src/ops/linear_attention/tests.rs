@@ -1,9 +1,9 @@
-use crate::graph::Tensor;
 use super::*;
 use crate::case::Case;
 use crate::cpu::{Cpu, Typed};
 use crate::device::{Device, Precision};
 use crate::graph::Graph;
+use crate::graph::Tensor;
 use crate::plan::{Plan, PlanOptions};
 use crate::validate::{Expected, run_case};
 use std::sync::Arc;
