@@ -10,6 +10,7 @@ pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
 pub mod matmul;
+pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 mod rows;
 pub mod self_attention;
@@ -45,9 +46,13 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 
 /// Every op.
 #[rustfmt::skip]
+
+/// Every op.
+#[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
+    &mean_similarity_attention::ENTRY,
     &multi_head_attention::ENTRY,
     &self_attention::ENTRY,
     &softmax::ENTRY,
@@ -59,6 +64,4 @@ pub static OPS: &[&Entry] = &[
     &cross_entropy::ENTRY,
     &copy::ENTRY,
     &matmul::ENTRY,
-    &crate::optimizer::adamw::ENTRY,
-    &crate::optimizer::clip::ENTRY,
 ];
