@@ -1,11 +1,10 @@
-//! Every op's backward against central differences, and its fast CPU implementation against the oracle.
+//! Every op's backward against central differences, and the CPU's results whatever the number of threads.
 
 mod common;
 
 use attn_engine::cpu::Cpu;
-use attn_engine::device::Device;
 use attn_engine::ops::OPS;
-use attn_engine::validate::{run_case, validate};
+use attn_engine::validate::run_case;
 use std::sync::Arc;
 
 #[test]
@@ -27,27 +26,6 @@ fn backward_agrees_with_central_differences() {
         assert!(checked > 0 || cases.is_empty(), "no case of {} is small enough for differences", entry.name);
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-fn passes(device: Arc<dyn Device>) {
-    let mut failures = Vec::new();
-    validate(OPS, &device, &|_| vec![(String::new(), Box::new(|| ()))], &mut |rows| {
-        failures.extend(rows.iter().filter(|r| !r.passed).map(|r| {
-            format!("{} `{}` {} {}: {:.1e}, at most {:.1e}", r.op, r.case, r.tensor, r.dtype, r.error, r.bound)
-        }));
-    })
-    .unwrap();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-}
-
-#[test]
-fn f64_agrees_with_the_oracle() {
-    passes(Arc::new(Cpu::<f64>::new(2)));
-}
-
-#[test]
-fn f32_agrees_with_the_oracle() {
-    passes(Arc::new(Cpu::<f32>::new(2)));
 }
 
 #[test]

@@ -51,13 +51,19 @@ pub trait Simd<R>: Copy + Debug {
     /// `a·2ⁿ` for integers n within the exponents of the type (denormals included), rounded once.
     fn scale(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a` in the lanes from `first` on, `before` in those before.
-    fn from_lane(self, first: usize, a: Self::V, before: Self::V) -> Self::V;
+    fn lanes_after(self, first: usize, a: Self::V, before: Self::V) -> Self::V;
     /// Per lane: if `a < b` then `yes` else `no` (NaN gives `no`).
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// The lanes of `a` and `b` by turns: from their first halves, and from their second.
+    fn zip(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
     /// Whether `a == b` in every lane.
     fn all_equal(self, a: Self::V, b: Self::V) -> bool;
+    /// 2ᵏ for the integer k that `1.5·2^mantissa + bias + k` holds in its lowest bits, 0 for k = −bias.
+    fn power(self, shifted: Self::V) -> Self::V;
     /// 2ˣ with relative error under 2e-7 (f32) or 4e-16 (f64); 0 at −∞, NaN at NaN.
     fn exp2(self, x: Self::V) -> Self::V;
+    /// As [`Simd::exp2`], faster, for x up to 1; what would be denormal is 0.
+    fn exp2_small(self, x: Self::V) -> Self::V;
     /// A kernel as a function of its own, compiled for this instruction set.
     fn call<K: Kernel<R>>(self, k: K) -> K::Output;
 }
@@ -76,6 +82,14 @@ pub enum Level {
 impl Level {
     /// The best that this machine has.
     pub fn best() -> Level {
+        #[cfg(test)]
+        if let Some(level) = FORCED.get() {
+            return level;
+        }
+        Level::detected()
+    }
+
+    fn detected() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
             // The standard library caches the answers.
@@ -91,9 +105,15 @@ impl Level {
 
     /// All that this machine has.
     pub fn available() -> Vec<Level> {
-        let best = Level::best();
+        let best = Level::detected();
         [Level::Plain, Level::Avx2, Level::Avx512].into_iter().take_while(|&l| l as u8 <= best as u8).collect()
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What [`Level::best`] answers on this thread, so that tests reach the other instruction sets.
+    pub(crate) static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
 }
 
 /// An element type with vectors.
@@ -117,14 +137,32 @@ pub fn polynomial<R: Copy, S: Simd<R>>(s: S, x: S::V, coefficients: &[R]) -> S::
     sum
 }
 
-/// 2ˣ = 2ⁿ·2ᶠ with n the nearest integer; a minimax polynomial with value 1 at 0, so that 2⁰ is exactly 1.
+/// Coefficients of 2ᶠ for |f| ≤ ½: a minimax polynomial with value 1 at 0, so that 2⁰ is exactly 1.
+#[allow(clippy::approx_constant)]
+const EXP2: [f32; 6] = [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147, 1.0];
+
+/// The integer part goes straight into the exponent; adding 1.5·2²³ rounds to it. At −127 the factor is 0, and
+/// NaN·0 stays NaN.
+#[inline(always)]
+fn exp2_small_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-127.0), x);
+    let shift = s.splat(12_582_912.0 + 127.0);
+    let shifted = x + shift;
+    polynomial(s, x - (shifted - shift), &EXP2) * s.power(shifted)
+}
+
+#[inline(always)]
+fn exp2_small_f64<S: Simd<f64>>(s: S, x: S::V) -> S::V {
+    exp2_f64(s, x)
+}
+
+/// 2ˣ = 2ⁿ·2ᶠ with n the nearest integer.
 #[inline(always)]
 fn exp2_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     // Below −151 the result is 0; above 129, infinite. The order of arguments keeps NaN.
     let x = s.min(s.splat(129.0), s.max(s.splat(-151.0), x));
     let n = s.round(x);
-    let c = [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147, 1.0];
-    s.scale(polynomial(s, x - n, &c), n)
+    s.scale(polynomial(s, x - n, &EXP2), n)
 }
 
 /// As [`exp2_f32`], by the Taylor series: its remainder at ½·ln 2 is 4e-18.
@@ -160,7 +198,7 @@ struct Plain;
 struct Four<R>([R; 4]);
 
 macro_rules! plain {
-    ($t:ident, $bits:ident, $int:ident, $mantissa:literal, $bias:literal, $exp2:ident) => {
+    ($t:ident, $bits:ident, $int:ident, $mantissa:literal, $bias:literal, $exp2:ident, $exp2_small:ident) => {
         plain!(@op $t, Add, add, +);
         plain!(@op $t, Sub, sub, -);
         plain!(@op $t, Mul, mul, *);
@@ -221,7 +259,7 @@ macro_rules! plain {
                 }))
             }
             #[inline(always)]
-            fn from_lane(self, first: usize, a: Four<$t>, before: Four<$t>) -> Four<$t> {
+            fn lanes_after(self, first: usize, a: Four<$t>, before: Four<$t>) -> Four<$t> {
                 Four(std::array::from_fn(|i| if i >= first { a.0[i] } else { before.0[i] }))
             }
             #[inline(always)]
@@ -229,12 +267,25 @@ macro_rules! plain {
                 Four(std::array::from_fn(|i| if a.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }))
             }
             #[inline(always)]
+            fn zip(self, a: Four<$t>, b: Four<$t>) -> (Four<$t>, Four<$t>) {
+                let (a, b) = (a.0, b.0);
+                (Four([a[0], b[0], a[1], b[1]]), Four([a[2], b[2], a[3], b[3]]))
+            }
+            #[inline(always)]
             fn all_equal(self, a: Four<$t>, b: Four<$t>) -> bool {
                 a.0 == b.0
             }
             #[inline(always)]
+            fn power(self, shifted: Four<$t>) -> Four<$t> {
+                Four(shifted.0.map(|x| $t::from_bits(x.to_bits() << $mantissa)))
+            }
+            #[inline(always)]
             fn exp2(self, x: Four<$t>) -> Four<$t> {
                 $exp2(self, x)
+            }
+            #[inline(always)]
+            fn exp2_small(self, x: Four<$t>) -> Four<$t> {
+                $exp2_small(self, x)
             }
             #[inline(always)]
             fn call<K: Kernel<$t>>(self, k: K) -> K::Output {
@@ -252,8 +303,8 @@ macro_rules! plain {
         }
     };
 }
-plain!(f32, u32, i32, 23, 127, exp2_f32);
-plain!(f64, u64, i64, 52, 1023, exp2_f64);
+plain!(f32, u32, i32, 23, 127, exp2_f32, exp2_small_f32);
+plain!(f64, u64, i64, 52, 1023, exp2_f64, exp2_small_f64);
 
 #[cfg(not(target_arch = "x86_64"))]
 macro_rules! vectors {

@@ -44,25 +44,30 @@ struct Block<R> {
 /// # Safety
 /// All that the strides reach lies in the operands.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Over both, iterators read worse.
 unsafe fn block<R: Copy, S: Simd<R>, const MR: usize, const NV: usize>(s: S, zero: R, p: &Block<R>) {
     // SAFETY: by the caller's word.
     unsafe {
         let mut sum = [[s.splat(zero); NV]; MR];
-        let mut b = p.b;
-        let mut a = p.a;
+        // A pointer for each row: computed one from the other, they would be a chain longer than the products.
+        let mut rows = [p.a; MR];
+        for i in 0..MR {
+            rows[i] = p.a.wrapping_add(i * p.a_strides.0);
+        }
+        let (mut at, mut b) = (0, p.b);
         for _ in 0..p.k {
             let mut row = [s.splat(zero); NV];
             for j in 0..NV {
                 row[j] = s.read(b.add(j * S::LANES));
             }
             for i in 0..MR {
-                let x = s.splat(*a.add(i * p.a_strides.0));
+                let x = s.splat(*rows[i].add(at));
                 for j in 0..NV {
                     sum[i][j] = s.mul_add(x, row[j], sum[i][j]);
                 }
             }
             b = b.wrapping_add(p.b_row);
-            a = a.wrapping_add(p.a_strides.1);
+            at += p.a_strides.1;
         }
         for i in 0..MR {
             for j in 0..NV {

@@ -1,6 +1,6 @@
 //! AVX-512 and AVX2.
 
-use super::{Kernel, Level, Plain, Simd, Vectors, exp2_f32, exp2_f64};
+use super::{Kernel, Level, Plain, Simd, Vectors, exp2_f32, exp2_f64, exp2_small_f32, exp2_small_f64};
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -14,9 +14,9 @@ pub(super) struct Avx2(());
 /// What differs between the instruction sets and element types; `intrinsic!` wraps one.
 macro_rules! x86 {
     (
-        $proof:ident, $features:literal, $t:ident, $v:ident($raw:ident), $lanes:literal, $wide:literal, $exp2:ident,
+        $proof:ident, $features:literal, $t:ident, $v:ident($raw:ident), $lanes:literal, $wide:literal, $exp2:ident, $exp2_small:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $splat:ident, $load:ident, $store:ident, $fma:ident,
-        $max:ident, $min:ident, $round:expr, $scale:expr, $from_lane:expr, $if_less:expr, $all_equal:expr
+        $max:ident, $min:ident, $round:expr, $scale:expr, $lanes_after:expr, $if_less:expr, $all_equal:expr, $zip:expr, $power:expr
     ) => {
         /// A vector; it exists only where its instructions do.
         #[derive(Debug, Clone, Copy)]
@@ -81,9 +81,9 @@ macro_rules! x86 {
                 $v(unsafe { $scale(a.0, n.0) })
             }
             #[inline(always)]
-            fn from_lane(self, first: usize, a: $v, before: $v) -> $v {
+            fn lanes_after(self, first: usize, a: $v, before: $v) -> $v {
                 // SAFETY: see above.
-                $v(unsafe { $from_lane(first, a.0, before.0) })
+                $v(unsafe { $lanes_after(first, a.0, before.0) })
             }
             #[inline(always)]
             fn if_less(self, a: $v, b: $v, yes: $v, no: $v) -> $v {
@@ -96,8 +96,23 @@ macro_rules! x86 {
                 unsafe { $all_equal(a.0, b.0) }
             }
             #[inline(always)]
+            fn zip(self, a: $v, b: $v) -> ($v, $v) {
+                // SAFETY: see above.
+                let (low, high) = unsafe { $zip(a.0, b.0) };
+                ($v(low), $v(high))
+            }
+            #[inline(always)]
+            fn power(self, shifted: $v) -> $v {
+                // SAFETY: see above.
+                $v(unsafe { $power(shifted.0) })
+            }
+            #[inline(always)]
             fn exp2(self, x: $v) -> $v {
                 $exp2(self, x)
+            }
+            #[inline(always)]
+            fn exp2_small(self, x: $v) -> $v {
+                $exp2_small(self, x)
             }
             #[inline(always)]
             fn call<K: Kernel<$t>>(self, k: K) -> K::Output {
@@ -141,6 +156,7 @@ x86!(
     16,
     true,
     exp2_f32,
+    exp2_small_f32,
     _mm512_add_ps,
     _mm512_sub_ps,
     _mm512_mul_ps,
@@ -155,7 +171,13 @@ x86!(
     _mm512_scalef_ps,
     (lanes_from!(16, __mmask16, _mm512_mask_blend_ps)),
     (|a, b, yes, no| _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes)),
-    (|a, b| _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) == u16::MAX)
+    (|a, b| _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b) == u16::MAX),
+    (|a, b| {
+        let low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+        (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
+    }),
+    (|x| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(x))))
 );
 x86!(
     Avx512,
@@ -165,6 +187,7 @@ x86!(
     8,
     true,
     exp2_f64,
+    exp2_small_f64,
     _mm512_add_pd,
     _mm512_sub_pd,
     _mm512_mul_pd,
@@ -179,7 +202,13 @@ x86!(
     _mm512_scalef_pd,
     (lanes_from!(8, __mmask8, _mm512_mask_blend_pd)),
     (|a, b, yes, no| _mm512_mask_blend_pd(_mm512_cmp_pd_mask::<_CMP_LT_OQ>(a, b), no, yes)),
-    (|a, b| _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b) == u8::MAX)
+    (|a, b| _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(a, b) == u8::MAX),
+    (|a, b| {
+        let low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
+        let high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+        (_mm512_permutex2var_pd(a, low, b), _mm512_permutex2var_pd(a, high, b))
+    }),
+    (|x| _mm512_castsi512_pd(_mm512_slli_epi64::<52>(_mm512_castpd_si512(x))))
 );
 x86!(
     Avx2,
@@ -189,6 +218,7 @@ x86!(
     8,
     false,
     exp2_f32,
+    exp2_small_f32,
     _mm256_add_ps,
     _mm256_sub_ps,
     _mm256_mul_ps,
@@ -214,7 +244,12 @@ x86!(
         _mm256_blendv_ps(a, before, _mm256_cmp_ps::<_CMP_LT_OQ>(lane, _mm256_set1_ps(first as f32)))
     }),
     (|a, b, yes, no| _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))),
-    (|a, b| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b)) == 0xff)
+    (|a, b| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b)) == 0xff),
+    (|a, b| {
+        let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+    }),
+    (|x| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(x))))
 );
 x86!(
     Avx2,
@@ -224,6 +259,7 @@ x86!(
     4,
     false,
     exp2_f64,
+    exp2_small_f64,
     _mm256_add_pd,
     _mm256_sub_pd,
     _mm256_mul_pd,
@@ -249,7 +285,12 @@ x86!(
         _mm256_blendv_pd(a, before, _mm256_cmp_pd::<_CMP_LT_OQ>(lane, _mm256_set1_pd(first as f64)))
     }),
     (|a, b, yes, no| _mm256_blendv_pd(no, yes, _mm256_cmp_pd::<_CMP_LT_OQ>(a, b))),
-    (|a, b| _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b)) == 0xf)
+    (|a, b| _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_EQ_OQ>(a, b)) == 0xf),
+    (|a, b| {
+        let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+        (_mm256_permute2f128_pd::<0x20>(low, high), _mm256_permute2f128_pd::<0x31>(low, high))
+    }),
+    (|x| _mm256_castsi256_pd(_mm256_slli_epi64::<52>(_mm256_castpd_si256(x))))
 );
 
 macro_rules! vectors {
@@ -257,7 +298,7 @@ macro_rules! vectors {
         impl Vectors for $t {
             #[inline]
             fn vectorise<K: Kernel<Self>>(level: Level, k: K) -> K::Output {
-                let best = Level::best();
+                let best = Level::detected();
                 match if (level as u8) < best as u8 { level } else { best } {
                     // The CPU has been asked: these are the places where the proofs are made.
                     Level::Avx512 => Simd::<$t>::call(Avx512(()), k),

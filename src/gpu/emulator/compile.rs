@@ -96,9 +96,9 @@ impl Compiler {
 
     /// Such as `g++ 12.2.0`.
     pub fn name(&self) -> String {
-        let number = |word: &&str| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.');
+        let number = |word: &&str| word.contains('.') && word.chars().all(|c| c == '.' || c.is_ascii_digit());
         let family = if self.version.contains("clang") { "clang++" } else { "g++" };
-        match self.version.split_whitespace().find(number) {
+        match self.version.split_whitespace().rfind(number) {
             Some(number) => format!("{family} {number}"),
             None => self.version.clone(),
         }
@@ -133,13 +133,15 @@ impl Compiler {
 
     /// A kernel's library, which finds the runtime by its soname once that is loaded.
     pub fn module(&self, module: &Module, runtime: &Path) -> Result<PathBuf> {
-        let mut text = String::from("#define EMULATOR 1\n");
+        // The emulator's own header comes before the defines, whose names are the kernels' affair.
+        let (mut text, mut seen) = (String::new(), HashSet::new());
+        expand_into(&mut text, "#define EMULATOR 1\n#include \"emulator.h\"\n", "emulator", None, &mut seen);
         for (name, value) in &module.defines {
             let _ = writeln!(text, "#define {name} {value}");
         }
         let file = format!("kernels/{}.cu", module.source);
         let _ = writeln!(text, "#line 1 \"{file}\"");
-        text.push_str(&expand(module.text, &file, self.mutation.as_ref()));
+        expand_into(&mut text, module.text, &file, self.mutation.as_ref(), &mut seen);
         text.push_str("\n#line 1 \"entries\"\n");
         for entry in module.entries {
             let _ = writeln!(text, "EMULATOR_ENTRY({entry})");

@@ -64,13 +64,16 @@ impl Sanitizer {
 
     fn find(self) -> Result<std::path::PathBuf> {
         let compiler = Compiler::find(None)?;
-        compiler.library(self.library()).ok_or_else(|| {
-            Error::device(
-                "emulator",
-                format!("{} has no {}", compiler.name(), self.library()),
-                "install g++ with its sanitizers (Debian: `apt-get install g++`), or name it in $CXX",
-            )
-        })
+        let library = self.library();
+        let refuse = |problem: String| {
+            let remedy = "install g++ with its sanitizers (Debian: `apt-get install g++`), and name it in $CXX";
+            Error::device("emulator", problem, remedy)
+        };
+        // What clang++ instruments does not fit the libraries of g++, and its own are not made to be preloaded.
+        if compiler.name().starts_with("clang") {
+            return Err(refuse(format!("the sanitizers need g++, and the compiler is {}", compiler.name())));
+        }
+        compiler.library(library).ok_or_else(|| refuse(format!("{} has no {library}", compiler.name())))
     }
 }
 

@@ -26,7 +26,7 @@ pub struct Problem<'a> {
 
 /// The gradients of q, k and v; `None` where one is not needed.
 #[derive(Debug, Clone, Copy)]
-pub(self) struct Gradients<'a, R> {
+struct Gradients<'a, R> {
     dq: Option<Gradient<Mut<'a, R>>>,
     dk: Option<Gradient<Mut<'a, R>>>,
     dv: Option<Gradient<Mut<'a, R>>>,
@@ -59,10 +59,6 @@ pub fn backward<'a, R: Real>(
     mode: Mode,
 ) {
     let to = Gradients { dq, dk, dv };
-    for gradient in [dq, dk, dv].into_iter().flatten().filter(|g| !g.accumulate) {
-        let mut all = gradient.to;
-        all.fill(R::ZERO);
-    }
     match mode {
         Mode::Definition => define_backward(p, q, k, v, out, lse, d_out, d_lse, &to),
         Mode::Fast => {
@@ -120,6 +116,10 @@ fn define_backward<R: Real>(
     d_lse: Option<&[R]>,
     to: &Gradients<R>,
 ) {
+    for gradient in [to.dq, to.dk, to.dv].into_iter().flatten().filter(|g| !g.accumulate) {
+        let mut all = gradient.to;
+        all.fill(R::ZERO);
+    }
     let scale = R::from_f64(p.scale);
     let zeros = vec![R::ZERO; p.sizes.value_dim];
     for (i, (b, h, t)) in rows(p.sizes).enumerate() {

@@ -34,14 +34,11 @@ pub struct Saved<'a, R> {
     pub d_lse: Option<&'a [R]>,
 }
 
-/// Adds to the gradients.
+/// Writes the gradients.
 pub fn backward<R: Real>(p: &Problem, from: &Saved<R>, to: &Gradients<R>) {
     let s = p.sizes;
     let heads = s.batch * s.kv_heads;
-    if heads == 0 || s.queries == 0 || s.keys == 0 {
-        return;
-    }
-    let chunks = TASKS.div_ceil(heads).min(s.queries.min(s.keys).div_ceil(CHUNK)).max(1);
+    let chunks = TASKS.div_ceil(heads.max(1)).min(s.queries.min(s.keys).div_ceil(CHUNK)).max(1);
     let part = |n: usize, tile: usize, i: usize| {
         let size = n.div_ceil(chunks).next_multiple_of(tile);
         (i * size).min(n)..((i + 1) * size).min(n)
@@ -53,6 +50,12 @@ pub fn backward<R: Real>(p: &Problem, from: &Saved<R>, to: &Gradients<R>) {
             let (b, kv) = (head / s.kv_heads, head % s.kv_heads);
             let queries = part(s.queries, QUERIES, (j + round) % chunks);
             let keys = part(s.keys, KEYS, j);
+            if round == 0 {
+                // Every row of every gradient belongs to one task of the round.
+                (kv * s.group()..(kv + 1) * s.group()).for_each(|h| clear(&to.dq, (b, h), queries.clone()));
+                clear(&to.dk, (b, kv), keys.clone());
+                clear(&to.dv, (b, kv), keys.clone());
+            }
             for start in keys.clone().step_by(BAND) {
                 band(p, from, to, (b, kv), queries.clone(), start..keys.end.min(start + BAND));
             }
@@ -92,8 +95,8 @@ fn band<R: Real>(
         QUERIES,
     ];
     with_scratch(sizes, |[q_t, do_t, probs, ds, q_copy, do_copy, k_copy, dq, dk_sum, dv_sum, lse, delta]| {
-        dk_sum.fill(R::ZERO);
-        dv_sum.fill(R::ZERO);
+        dk_sum[..keys.len() * dk].fill(R::ZERO);
+        dv_sum[..keys.len() * dv].fill(R::ZERO);
         let (k, v) = (from.k.head(b, kv), from.v.head(b, kv));
         let (k, v) = ((&k.0[keys.start * k.1..], k.1), (&v.0[keys.start * v.1..], v.1));
         for h in kv * s.group()..(kv + 1) * s.group() {
@@ -164,6 +167,14 @@ fn band<R: Real>(
         add_rows(&to.dk, (b, kv), keys.start, keys.len(), dk_sum, dk);
         add_rows(&to.dv, (b, kv), keys.start, keys.len(), dv_sum, dv);
     });
+}
+
+/// Sets rows of a gradient that holds nothing yet to 0.
+fn clear<R: Real>(to: &Option<Gradient<Mut<R>>>, (b, h): (usize, usize), rows: Range<usize>) {
+    if let Some(to) = to.as_ref().filter(|to| !to.accumulate) {
+        // SAFETY: within a round, each row belongs to one task.
+        rows.for_each(|row| unsafe { to.to.row(&[b, h, row]) }.fill(R::ZERO));
+    }
 }
 
 /// Adds `n` rows of a tile to a gradient's rows from `first` on.
@@ -238,14 +249,14 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
                     && finite(s, q, queries.1, columns.0)
                     && finite(s, d_out, queries.1, columns.1));
             if wanted.2 {
-                tile.to_keys(s, probs, d_out, &mut dv[start * columns.1..], columns.1, exact);
+                tile.add_to_keys(s, probs, d_out, &mut dv[start * columns.1..], columns.1, exact);
             }
             if wanted.1 {
-                tile.to_keys(s, ds, q, &mut dk[start * columns.0..], columns.0, exact);
+                tile.add_to_keys(s, ds, q, &mut dk[start * columns.0..], columns.0, exact);
             }
             if wanted.0 {
                 let k = whole(k, n, key_dim, columns.0, k_copy);
-                tile.to_queries(s, ds, k, dq, columns.0, exact);
+                tile.add_to_queries(s, ds, k, dq, columns.0, exact);
             }
         }
     }
@@ -264,14 +275,15 @@ fn differentiate<R: Real, S: Simd<R>>(
 ) {
     let zero = s.splat(R::ZERO);
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
+    // No closure for the common part: it would be compiled without the instruction set.
     for key in 0..some {
         let at = key * tile.width + lane;
         let (x, d) = (&mut probs[at..], &mut ds[at..]);
-        let mut e = s.exp2(s.load(x) - lse);
+        let mut e = s.exp2_small(s.load(x) - lse);
         let mut de = e * (s.load(d) - delta);
         if key >= all {
             let first = tile.first_query(key) - lane;
-            (e, de) = (s.from_lane(first, e, zero), s.from_lane(first, de, zero));
+            (e, de) = (s.lanes_after(first, e, zero), s.lanes_after(first, de, zero));
         }
         s.store(e, x);
         s.store(de, d);

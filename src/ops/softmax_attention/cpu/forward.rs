@@ -117,9 +117,10 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
                 }
             }
             let v_tile = (&v.0[start * v.1..], v.1);
-            let exact = tile.is_cut() && !finite(s, v_tile, n, p.sizes.value_dim);
+            let all = tile.visible(0);
+            let exact = tile.is_cut() && !finite(s, (&v_tile.0[all * v.1..], v.1), n - all, p.sizes.value_dim);
             let v_tile = whole(v_tile, n, p.sizes.value_dim, columns, v_copy);
-            tile.to_queries(s, scores, v_tile, sums, columns, exact);
+            tile.add_to_queries(s, scores, v_tile, sums, columns, exact);
         }
     }
 }
@@ -137,7 +138,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     for key in all..some {
         let x = &mut scores[key * width + lane..];
-        s.store(s.from_lane(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
+        s.store(s.lanes_after(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
     }
     for key in some..tile.keys {
         s.store(s.splat(R::ZERO), &mut scores[key * width + lane..]);
@@ -146,17 +147,34 @@ fn softmax_step<R: Real, S: Simd<R>>(
     // Where nothing is visible yet, a finite maximum keeps −∞ − max from being NaN. The order keeps NaN out of the
     // maximum; it comes back through the exponential.
     let mut now = s.max(before, s.splat(R::LOWEST));
-    for key in 0..some {
+    // Four at a time, as one would wait for the other.
+    let mut parts = [now; 4];
+    for key in (0..some / 4 * 4).step_by(4) {
+        for i in 0..4 {
+            parts[i] = s.max(s.load(&scores[(key + i) * width + lane..]), parts[i]);
+        }
+    }
+    for key in some / 4 * 4..some {
         now = s.max(s.load(&scores[key * width + lane..]), now);
     }
-    let mut sum = s.splat(R::ZERO);
-    for key in 0..some {
-        let x = &mut scores[key * width + lane..];
-        let e = s.exp2(s.load(x) - now);
+    now = s.max(s.max(parts[0], parts[1]), s.max(s.max(parts[2], parts[3]), now));
+    let mut sums = [s.splat(R::ZERO); 2];
+    for key in (0..some / 2 * 2).step_by(2) {
+        for i in 0..2 {
+            let x = &mut scores[(key + i) * width + lane..];
+            let e = s.exp2_small(s.load(x) - now);
+            s.store(e, x);
+            sums[i] = sums[i] + e;
+        }
+    }
+    let mut sum = sums[0] + sums[1];
+    if some % 2 > 0 {
+        let x = &mut scores[(some - 1) * width + lane..];
+        let e = s.exp2_small(s.load(x) - now);
         s.store(e, x);
         sum = sum + e;
     }
-    let shrink = s.exp2(before - now);
+    let shrink = s.exp2_small(before - now);
     s.store(now, max);
     s.store(s.mul_add(s.load(total), shrink, sum), total);
     s.store(shrink, factor);

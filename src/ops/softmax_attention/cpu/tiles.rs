@@ -29,6 +29,7 @@ pub struct Tile {
 
 impl Tile {
     /// Queries from `t` on, keys from `s` on.
+    #[inline(always)]
     pub fn new(p: &Problem, (t, queries): (usize, usize), (s, keys): (usize, usize), width: usize) -> Tile {
         let diagonal = (s + p.sizes.queries) as isize - (p.sizes.keys + t) as isize;
         // Far enough for every key of a tile to be seen by all.
@@ -36,16 +37,19 @@ impl Tile {
     }
 
     /// The first query that sees this key.
+    #[inline(always)]
     pub fn first_query(&self, key: usize) -> usize {
         (self.diagonal + key as isize).max(0) as usize
     }
 
     /// How many keys this query sees.
+    #[inline(always)]
     pub fn visible(&self, query: usize) -> usize {
         (query as isize + 1 - self.diagonal).clamp(0, self.keys as isize) as usize
     }
 
     /// Whether some query does not see some key.
+    #[inline(always)]
     pub fn is_cut(&self) -> bool {
         self.first_query(self.keys - 1) > 0
     }
@@ -81,7 +85,7 @@ impl Tile {
     /// C (queries × columns) += Wᵀ·B with W (keys × width) and B (keys × columns). `exact`: no invisible key is
     /// touched at all, as 0·NaN would be NaN; otherwise a few are, with weight 0.
     #[inline(always)]
-    pub fn to_queries<R: Real, S: Simd<R>>(
+    pub fn add_to_queries<R: Real, S: Simd<R>>(
         &self,
         s: S,
         w: &[R],
@@ -110,7 +114,7 @@ impl Tile {
 
     /// C (keys × columns) += W·B with W (keys × width) and B (queries × columns); `exact` as above.
     #[inline(always)]
-    pub fn to_keys<R: Real, S: Simd<R>>(
+    pub fn add_to_keys<R: Real, S: Simd<R>>(
         &self,
         s: S,
         w: &[R],
@@ -152,11 +156,52 @@ impl Tile {
 }
 
 /// `dim` × `width`, from `rows` rows at distance `row`, times `factor`; zeros in the lanes past the last row.
-pub fn transpose<R: Real>((from, row): (&[R], usize), rows: usize, dim: usize, factor: R, to: &mut [R], width: usize) {
-    for (d, lanes) in to.chunks_exact_mut(width).take(dim).enumerate() {
-        let (filled, rest) = lanes.split_at_mut(rows);
-        filled.iter_mut().enumerate().for_each(|(q, lane)| *lane = from[q * row + d] * factor);
-        rest.fill(R::ZERO);
+pub fn transpose<R: Real>(from: (&[R], usize), rows: usize, dim: usize, factor: R, to: &mut [R], width: usize) {
+    vectorise(Transpose { from, rows, dim, factor, to, width });
+}
+
+struct Transpose<'a, R> {
+    from: (&'a [R], usize),
+    rows: usize,
+    dim: usize,
+    factor: R,
+    to: &'a mut [R],
+    width: usize,
+}
+
+impl<R: Real> Kernel<R> for Transpose<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        let Transpose { from: (from, row), rows, dim, factor, to, width } = self;
+        let (zero, scale) = (s.splat(R::ZERO), s.splat(factor));
+        let whole = dim / S::LANES * S::LANES;
+        for q in (0..width).step_by(S::LANES) {
+            for d in (0..whole).step_by(S::LANES) {
+                // Square blocks: zipping row i with row i + LANES/2, log₂ LANES times, is a transposition.
+                let mut block = [zero; 16];
+                for i in 0..S::LANES {
+                    if q + i < rows {
+                        block[i] = s.load(&from[(q + i) * row + d..]) * scale;
+                    }
+                }
+                for _ in 0..S::LANES.ilog2() {
+                    let before = block;
+                    for i in 0..S::LANES / 2 {
+                        (block[2 * i], block[2 * i + 1]) = s.zip(before[i], before[i + S::LANES / 2]);
+                    }
+                }
+                for i in 0..S::LANES {
+                    s.store(block[i], &mut to[(d + i) * width + q..]);
+                }
+            }
+            for d in whole..dim {
+                for (i, to) in to[d * width + q..][..S::LANES].iter_mut().enumerate() {
+                    *to = if q + i < rows { from[(q + i) * row + d] * factor } else { R::ZERO };
+                }
+            }
+        }
     }
 }
 
@@ -182,17 +227,21 @@ pub fn whole<'a, R: Real>(
 #[inline(always)]
 pub fn finite<R: Real, S: Simd<R>>(s: S, (from, row): (&[R], usize), rows: usize, dim: usize) -> bool {
     let zero = s.splat(R::ZERO);
-    let mut sum = zero;
+    let mut sums = [zero; 4];
     let mut rest = R::ZERO;
-    for r in 0..rows {
-        let row = from[r * row..][..dim].chunks_exact(S::LANES);
-        row.remainder().iter().for_each(|&x| rest += x * R::ZERO);
-        for x in row {
+    let whole = dim / S::LANES * S::LANES;
+    for first in (0..rows).step_by(4) {
+        // Four rows at a time hide the latency of an addition; the last may be looked at twice.
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let line = &from[(first + i).min(rows - 1) * row..][..dim];
             // 0·x is 0, or NaN where x is not finite.
-            sum = s.mul_add(zero, s.load(x), sum);
+            for at in (0..whole).step_by(S::LANES) {
+                *sum = s.mul_add(zero, s.load(&line[at..]), *sum);
+            }
+            line[whole..].iter().for_each(|&x| rest += x * R::ZERO);
         }
     }
-    s.all_equal(sum, zero) && rest == R::ZERO
+    s.all_equal((sums[0] + sums[1]) + (sums[2] + sums[3]), zero) && rest == R::ZERO
 }
 
 /// Elements of a vector of the widest kind at hand: what rows are padded to.
