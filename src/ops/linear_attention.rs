@@ -10,6 +10,7 @@
 mod cpu;
 mod fast;
 mod gpu;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod validation;

@@ -252,7 +252,8 @@ impl GpuOp for MeanSimilarityAttention {
     }
 }
 
-/// The attention itself has softmax attention's cases; these cover the means and how they are passed on.
+/// The attention itself has softmax attention's cases (among them very many heads); these cover the means and how they
+/// are passed on.
 fn cases() -> Vec<Case> {
     let case = |heads, lengths, dims, causal, key_lengths: &'static [i32]| {
         let record =
@@ -276,7 +277,6 @@ fn cases() -> Vec<Case> {
         case((2, 2, 1), (63, 127), (80, 37), true, &[127, 30]).in_every_order(),
         case((1, 1, 1), (37, 65), (128, 64), false, &[]),
         case((1, 1, 1), (65, 37), (256, 128), true, &[]),
-        case((66_000, 1, 1), (1, 2), (2, 1), false, &[]),
         case((1, 1, 1), (1000, 1000), (16, 8), true, &[]),
         packed,
         same,

@@ -3,8 +3,11 @@
 //! What is summed where depends on the shapes only, never on the number of threads, which merely decides the schedule.
 
 use super::FeatureMap;
-use super::cpu::{Gradients, Known, Problem, add, add_scaled, put, quotient};
-use crate::cpu::{Matrix, Mut, Real, Ref, Threads};
+use super::cpu::{Gradients, Known, Problem, add, quotient};
+use super::rows::{self, product, transpose};
+use crate::cpu::lanes::vectorise;
+use crate::cpu::{Matrix, Mut, Real, Ref};
+use crate::op::Gradient;
 use crate::ops::attention::Sizes;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,10 +33,12 @@ pub(super) fn forward<R: Real>(p: &Problem<R>, out: &Mut<R>, denominators: &Mut<
             let keys = chunks.keys(chunk, p.length(b));
             let queries = chunks.queries(chunk);
             p.features(&p.k, b, kv_head, keys.clone(), &mut buffers.keys);
+            let Buffers { keys: features, keys_t, .. } = buffers;
+            transpose(Matrix::new(features, s.key_dim), keys.len(), s.key_dim, keys_t, ROWS);
             for h in p.heads(kv_head) {
                 p.forward_rows(b, h, queries.clone(), keys.clone(), state, buffers, out, denominators);
             }
-            p.add_state(&buffers.keys, p.values(b, kv_head, keys.start), None, keys.len(), sum);
+            p.add_loaded_keys(unit, keys, sum, buffers);
         });
     } else {
         let totals = &mut states[..p.units() * len];
@@ -64,11 +69,13 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
                 let (b, kv_head) = p.unit(unit);
                 let keys = chunks.keys(chunk, p.length(b));
                 p.features(&p.k, b, kv_head, keys.clone(), &mut buffers.keys);
+                p.turn(None, state, buffers);
+                transpose(p.values(b, kv_head, keys.start), keys.len(), s.value_dim, &mut buffers.values_t, ROWS);
                 for h in p.heads(kv_head) {
                     p.load_queries(known, b, h, chunks.queries(chunk), buffers);
                     p.backward_queries(known, b, h, chunks.queries(chunk), keys.clone(), state, buffers, to);
                 }
-                p.add_state(&buffers.keys, p.values(b, kv_head, keys.start), None, keys.len(), sum);
+                p.add_loaded_keys(unit, keys, sum, buffers);
             });
         }
         let add_queries = |unit: usize, chunk: i64, sum: &mut [R], buffers: &mut Buffers<R>| {
@@ -76,21 +83,23 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
             let queries = chunks.queries(chunk);
             for h in p.heads(kv_head) {
                 p.load_queries(known, b, h, queries.clone(), buffers);
-                p.divide_queries(queries.len(), buffers);
-                p.add_divided_queries(rows_of(&known.d_out, b, h, queries.start), queries.len(), sum, buffers);
+                p.divide_and_add_queries(rows_of(&known.d_out, b, h, queries.start), queries.len(), sum, buffers);
             }
         };
         if to.k.is_some() || to.v.is_some() {
             scan(p, &chunks, true, add_queries, |unit, chunk, state, sum, buffers| {
                 let (b, kv_head) = p.unit(unit);
                 let (keys, queries) = (chunks.keys(chunk, s.keys), chunks.queries(chunk));
+                p.turn(None, state, buffers);
                 p.begin_keys(unit, keys.clone(), state, buffers);
+                transpose(p.values(b, kv_head, keys.start), keys.len(), s.value_dim, &mut buffers.values_t, ROWS);
+                let Buffers { keys: features, keys_t, .. } = buffers;
+                transpose(Matrix::new(features, s.key_dim), keys.len(), s.key_dim, keys_t, ROWS);
                 for h in p.heads(kv_head) {
                     let d_out = rows_of(&known.d_out, b, h, queries.start);
                     p.load_queries(known, b, h, queries.clone(), buffers);
-                    p.divide_queries(queries.len(), buffers);
-                    p.add_seen_by(b, kv_head, d_out, queries.clone(), keys.clone(), buffers);
-                    p.add_divided_queries(d_out, queries.len(), sum, buffers);
+                    p.divide_and_add_queries(d_out, queries.len(), sum, buffers);
+                    p.add_seen_by(b, d_out, queries.clone(), keys.clone(), buffers);
                 }
                 p.end_keys(unit, keys, buffers, to);
             });
@@ -100,16 +109,18 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
         sum_splits(p, s.queries, &mut totals, |unit, rows, sum, buffers| {
             let (b, kv_head) = p.unit(unit);
             let state = &known.states[unit * len..][..len];
+            p.turn(Some(unit), Some(state), buffers);
             for h in p.heads(kv_head) {
                 p.load_queries(known, b, h, rows.clone(), buffers);
                 p.backward_queries(known, b, h, rows.clone(), 0..0, Some(state), buffers, to);
-                p.divide_queries(rows.len(), buffers);
-                p.add_divided_queries(rows_of(&known.d_out, b, h, rows.start), rows.len(), sum, buffers);
+                p.divide_and_add_queries(rows_of(&known.d_out, b, h, rows.start), rows.len(), sum, buffers);
             }
         });
         for_splits(p, s.keys, |unit, rows, buffers| {
             for rows in tiles(rows) {
-                p.begin_keys(unit, rows.clone(), Some(&totals[unit * len..][..len]), buffers);
+                let state = Some(&totals[unit * len..][..len]);
+                p.turn(Some(unit), state, buffers);
+                p.begin_keys(unit, rows.clone(), state, buffers);
                 p.end_keys(unit, rows, buffers, to);
             }
         });
@@ -132,6 +143,12 @@ struct Buffers<R> {
     wide: [Vec<R>; 2],
     /// The state that a chunk starts from.
     state: Vec<R>,
+    /// S or G transposed, Dv×Dk, and the unit whose total it is, if it is one.
+    turned: (Vec<R>, Option<usize>),
+    /// φ(k) transposed, Dk×[`ROWS`].
+    keys_t: Vec<R>,
+    /// v transposed, Dv×[`ROWS`].
+    values_t: Vec<R>,
 }
 
 impl<R: Real> Buffers<R> {
@@ -146,16 +163,10 @@ impl<R: Real> Buffers<R> {
             weights: zeros(BAND * ROWS),
             wide: [zeros(ROWS * dv), zeros(ROWS * dk)],
             state: zeros(p.state_len()),
+            turned: (zeros(dk * dv), None),
+            keys_t: zeros(dk * ROWS),
+            values_t: zeros(dv * ROWS),
         }
-    }
-}
-
-/// C ← A·B, or C += A·B, on this thread.
-fn product<R: Real>(mnk: (usize, usize, usize), a: Matrix<R>, b: Matrix<R>, add: bool, c: &mut [R]) {
-    if mnk.0 > 0 && mnk.2 > 0 {
-        R::gemm(mnk, R::ONE, a, b, if add { R::ONE } else { R::ZERO }, c, mnk.1, Threads::One);
-    } else if !add {
-        c[..mnk.0 * mnk.1].fill(R::ZERO);
     }
 }
 
@@ -164,15 +175,8 @@ impl<'a, R: Real> Problem<'a, R> {
     fn features(&self, x: &Ref<R>, b: usize, h: usize, rows: Range<usize>, to: &mut [R]) {
         let (data, stride) = x.head(b, h);
         let dim = self.sizes.key_dim;
-        let n = rows.len();
-        if stride == dim && n > 0 {
-            to[..n * dim].copy_from_slice(&data[rows.start * dim..rows.end * dim]);
-        } else {
-            for (t, to) in rows.zip(to.chunks_exact_mut(dim)) {
-                to.copy_from_slice(&data[t * stride..t * stride + dim]);
-            }
-        }
-        map_in_place(self.map, &mut to[..n * dim]);
+        let (x, to) = (data.get(rows.start * stride..).unwrap_or_default(), &mut to[..rows.len() * dim]);
+        vectorise(rows::Features { map: self.map, dim, x, stride, to });
     }
 
     /// Rows of v as a matrix in place.
@@ -180,19 +184,19 @@ impl<'a, R: Real> Problem<'a, R> {
         rows_of(&self.v, b, kv_head, from)
     }
 
-    /// S += Σ φ(x)yᵀ and z += Σ wφ(x) over rows; w is 1 unless given.
-    fn add_state(&self, features: &[R], y: Matrix<R>, w: Option<&[R]>, rows: usize, sum: &mut [R]) {
-        let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
+    /// S += Σ φ(x)yᵀ and z += Σ φ(x). With 1/d and c given: φ(x) is divided by d first, and summed with weight c.
+    fn add_state(&self, features: &mut [R], y: Matrix<R>, divided: Option<(&[R], &[R])>, sum: &mut [R]) {
+        let (dk, dv, n) = (self.sizes.key_dim, self.sizes.value_dim, features.len() / self.sizes.key_dim);
         let (matrix, vector) = sum.split_at_mut(dk * dv);
-        if rows > 0 {
-            product((dk, dv, rows), Matrix::new(features, dk).t(), y, true, matrix);
-        }
-        for (t, features) in features.chunks_exact(dk).take(rows).enumerate() {
-            match w {
-                None => add(vector, features),
-                Some(w) => add_scaled(vector, w[t], features),
-            }
-        }
+        vectorise(rows::SumRows { rows: features, divided, sum: vector });
+        product((dk, dv, n), Matrix::new(features, dk).t(), y, true, matrix, dv);
+    }
+
+    /// Adds the keys that are loaded.
+    fn add_loaded_keys(&self, unit: usize, rows: Range<usize>, sum: &mut [R], buffers: &mut Buffers<R>) {
+        let (b, kv_head) = self.unit(unit);
+        let features = &mut buffers.keys[..rows.len() * self.sizes.key_dim];
+        self.add_state(features, self.values(b, kv_head, rows.start), None, sum);
     }
 
     /// Adds visible keys to S and z.
@@ -200,29 +204,38 @@ impl<'a, R: Real> Problem<'a, R> {
         let (b, kv_head) = self.unit(unit);
         let rows = rows.start..rows.end.min(self.length(b)).max(rows.start);
         self.features(&self.k, b, kv_head, rows.clone(), &mut buffers.keys);
-        self.add_state(&buffers.keys, self.values(b, kv_head, rows.start), None, rows.len(), sum);
+        self.add_loaded_keys(unit, rows, sum, buffers);
     }
 
     /// φ(q), 1/d and c of some rows.
     fn load_queries(&self, known: &Known<R>, b: usize, h: usize, rows: Range<usize>, buffers: &mut Buffers<R>) {
         let dv = self.sizes.value_dim;
         self.features(&self.q, b, h, rows.clone(), &mut buffers.queries);
-        let ((d_out, d_stride), (out, stride)) = (known.d_out.head(b, h), known.out.head(b, h));
-        for ((t, inverse), c) in rows.zip(&mut buffers.inverse).zip(&mut buffers.c) {
-            *inverse = quotient(R::ONE, known.denominators[self.query(b, h, t)]);
-            *c = -dot(&d_out[t * d_stride..][..dv], &out[t * stride..][..dv]);
+        let n = rows.len();
+        let (d_out, out) = (rows_of(&known.d_out, b, h, rows.start), rows_of(&known.out, b, h, rows.start));
+        let Buffers { inverse, c, .. } = buffers;
+        vectorise(rows::Dots { dim: dv, x: (d_out.data, d_out.row), y: (out.data, out.row), to: &mut c[..n] });
+        c[..n].iter_mut().for_each(|c| *c = -*c);
+        let d = &known.denominators[self.query(b, h, rows.start)..];
+        inverse[..n].iter_mut().zip(d).for_each(|(inverse, &d)| *inverse = quotient(R::ONE, d));
+    }
+
+    /// Turns the loaded queries' φ(q) into p = φ(q)/d, in place, and adds them to G and y.
+    fn divide_and_add_queries(&self, d_out: Matrix<R>, rows: usize, sum: &mut [R], buffers: &mut Buffers<R>) {
+        let Buffers { queries, inverse, c, .. } = buffers;
+        self.add_state(&mut queries[..rows * self.sizes.key_dim], d_out, Some((inverse, c)), sum);
+    }
+
+    /// Transposes S or G, once for all tiles of a unit if it is the unit's total.
+    fn turn(&self, total_of: Option<usize>, state: Option<&[R]>, buffers: &mut Buffers<R>) {
+        let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
+        let (turned, of) = &mut buffers.turned;
+        if let Some(state) = state
+            && (total_of.is_none() || *of != total_of)
+        {
+            transpose(Matrix::new(state, dv), dk, dv, turned, dk);
+            *of = total_of;
         }
-    }
-
-    /// From φ(q) to p = φ(q)/d, in place.
-    fn divide_queries(&self, rows: usize, buffers: &mut Buffers<R>) {
-        let each = buffers.queries.chunks_exact_mut(self.sizes.key_dim).zip(&buffers.inverse);
-        each.take(rows).for_each(|(q, &inverse)| q.iter_mut().for_each(|q| *q *= inverse));
-    }
-
-    /// Adds the loaded and divided queries to G and y.
-    fn add_divided_queries(&self, d_out: Matrix<R>, rows: usize, sum: &mut [R], buffers: &Buffers<R>) {
-        self.add_state(&buffers.queries, d_out, Some(&buffers.c), rows, sum);
     }
 
     /// How many of the chunk's keys query t sees.
@@ -242,8 +255,8 @@ impl<'a, R: Real> Problem<'a, R> {
 
     /// Clears the weights of what a band's queries do not see.
     fn mask(&self, b: usize, first: usize, keys: &Range<usize>, seen: usize, weights: &mut [R]) {
-        for (i, w) in weights.chunks_exact_mut(seen).enumerate() {
-            w[self.seen(b, first + i, keys)..].fill(R::ZERO);
+        for (i, w) in weights.chunks_exact_mut(ROWS).enumerate() {
+            w[self.seen(b, first + i, keys)..whole(seen)].fill(R::ZERO);
         }
     }
 
@@ -263,12 +276,12 @@ impl<'a, R: Real> Problem<'a, R> {
         let s = &self.sizes;
         let (dk, dv, n) = (s.key_dim, s.value_dim, rows.len());
         self.features(&self.q, b, h, rows.clone(), &mut buffers.queries);
-        let Buffers { queries, keys: features, weights, c: d, wide: [acc, _], .. } = buffers;
+        let Buffers { queries, keys_t, weights, c: d, wide: [acc, _], .. } = buffers;
         match state {
             Some(state) => {
-                product((n, dv, dk), Matrix::new(queries, dk), Matrix::new(state, dv), false, acc);
-                let z = &state[dk * dv..];
-                queries.chunks_exact(dk).zip(&mut *d).take(n).for_each(|(q, d)| *d = dot(q, z));
+                product((n, dv, dk), Matrix::new(queries, dk), Matrix::new(state, dv), false, acc, dv);
+                let (x, y) = ((&queries[..], dk), (&state[dk * dv..], 0));
+                vectorise(rows::Dots { dim: dk, x, y, to: &mut d[..n] });
             }
             None => {
                 acc[..n * dv].fill(R::ZERO);
@@ -276,21 +289,22 @@ impl<'a, R: Real> Problem<'a, R> {
             }
         }
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
-            let (m, w) = (band.len(), &mut weights[..band.len() * seen]);
+            let (m, w) = (band.len(), &mut weights[..band.len() * ROWS]);
             let q = Matrix::new(&queries[band.start * dk..], dk);
-            product((m, seen, dk), q, Matrix::new(features, dk).t(), false, w);
+            product((m, whole(seen), dk), q, Matrix::new(keys_t, ROWS), false, w, ROWS);
             self.mask(b, rows.start + band.start, &keys, seen, w);
             let values = self.values(b, h / s.group(), keys.start);
-            product((m, dv, seen), Matrix::new(w, seen), values, true, &mut acc[band.start * dv..]);
-            w.chunks_exact(seen).zip(&mut d[band]).for_each(|(w, d)| *d += total(w));
+            product((m, dv, seen), Matrix::new(w, ROWS), values, true, &mut acc[band.start * dv..], dv);
+            vectorise(rows::AddRowSums { dim: seen, x: w, stride: ROWS, to: &mut d[band] });
         }
         for ((t, acc), &d) in rows.zip(acc.chunks_exact(dv)).zip(&*d) {
             // SAFETY: each task writes its own rows, one at a time.
             let (row, denominator) = unsafe { (out.row(&[b, h, t]), denominators.row(&[b, h, t])) };
             denominator[0] = d;
-            row.iter_mut().zip(acc).for_each(|(out, &x)| *out = x / d);
             if d == R::ZERO {
                 row.fill(R::ZERO);
+            } else {
+                vectorise(rows::Divide { to: row, x: acc, d });
             }
         }
     }
@@ -311,48 +325,41 @@ impl<'a, R: Real> Problem<'a, R> {
         let Some(to) = &to.q else { return };
         let s = &self.sizes;
         let (dk, dv, n) = (s.key_dim, s.value_dim, rows.len());
-        let Buffers { queries, keys: features, inverse, c, weights, wide: [_, acc], .. } = buffers;
+        let Buffers { queries, keys: features, inverse, c, weights, wide: [_, acc], turned, values_t, .. } = buffers;
         let d_out = rows_of(&known.d_out, b, h, rows.start);
         match state {
             Some(state) => {
-                product((n, dk, dv), d_out, Matrix::new(state, dv).t(), false, acc);
-                acc.chunks_exact_mut(dk).zip(&*c).take(n).for_each(|(x, &c)| add_scaled(x, c, &state[dk * dv..]));
+                product((n, dk, dv), d_out, Matrix::new(&turned.0, dk), false, acc, dk);
+                vectorise(rows::AddOuter { to: &mut acc[..n * dk], factors: Some(c), x: &state[dk * dv..] });
             }
             None => acc[..n * dk].fill(R::ZERO),
         }
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
-            let w = &mut weights[..band.len() * seen];
-            self.weight_gradients(b, h / s.group(), &band, seen, &keys, d_out, c, w);
+            let w = &mut weights[..band.len() * ROWS];
+            self.weight_gradients(&band, seen, values_t, d_out, c, w);
             self.mask(b, rows.start + band.start, &keys, seen, w);
             let acc = &mut acc[band.start * dk..];
-            product((band.len(), dk, seen), Matrix::new(w, seen), Matrix::new(features, dk), true, acc);
+            product((band.len(), dk, seen), Matrix::new(w, ROWS), Matrix::new(features, dk), true, acc, dk);
         }
         for (i, t) in rows.enumerate() {
-            let (acc, q, inverse) = (&mut acc[i * dk..][..dk], &queries[i * dk..][..dk], inverse[i]);
-            acc.iter_mut().zip(q).for_each(|(x, &f)| *x *= inverse * self.map.slope(f));
-            put(to, [b, h, t], acc);
+            let slopes = Some((self.map, &queries[i * dk..][..dk]));
+            finish(to, [b, h, t], &acc[i * dk..][..dk], inverse[i], slopes);
         }
     }
 
     /// doutₜ·vₛ + cₜ for a band of queries and the first keys of a chunk.
-    #[allow(clippy::too_many_arguments)]
     fn weight_gradients(
         &self,
-        b: usize,
-        kv_head: usize,
         band: &Range<usize>,
         seen: usize,
-        keys: &Range<usize>,
+        values_t: &[R],
         d_out: Matrix<R>,
         c: &[R],
         w: &mut [R],
     ) {
-        let dv = self.sizes.value_dim;
-        let d_out = below(d_out, band.start);
-        product((band.len(), seen, dv), d_out, self.values(b, kv_head, keys.start).t(), false, w);
-        for (w, &c) in w.chunks_exact_mut(seen).zip(&c[band.clone()]) {
-            w.iter_mut().for_each(|w| *w += c);
-        }
+        w.chunks_exact_mut(ROWS).zip(&c[band.clone()]).for_each(|(w, &c)| w[..whole(seen)].fill(c));
+        let mnk = (band.len(), whole(seen), self.sizes.value_dim);
+        product(mnk, below(d_out, band.start), Matrix::new(values_t, ROWS), true, w, ROWS);
     }
 
     /// Loads keys, and starts their dφ(k) = vGᵀ + y and dv = φ(k)G from the state of all later queries.
@@ -361,13 +368,13 @@ impl<'a, R: Real> Problem<'a, R> {
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
         let n = rows.end.min(self.length(b)).saturating_sub(rows.start);
         self.features(&self.k, b, kv_head, rows.start..rows.start + n, &mut buffers.keys);
-        let Buffers { keys, wide: [d_values, d_keys], .. } = buffers;
+        let Buffers { keys, wide: [d_values, d_keys], turned, .. } = buffers;
         match state {
             Some(state) if n > 0 => {
                 let values = self.values(b, kv_head, rows.start);
-                product((n, dk, dv), values, Matrix::new(state, dv).t(), false, d_keys);
-                d_keys.chunks_exact_mut(dk).take(n).for_each(|x| add(x, &state[dk * dv..]));
-                product((n, dv, dk), Matrix::new(keys, dk), Matrix::new(state, dv), false, d_values);
+                product((n, dk, dv), values, Matrix::new(&turned.0, dk), false, d_keys, dk);
+                vectorise(rows::AddOuter { to: &mut d_keys[..n * dk], factors: None, x: &state[dk * dv..] });
+                product((n, dv, dk), Matrix::new(keys, dk), Matrix::new(state, dv), false, d_values, dv);
             }
             _ => {
                 d_values.fill(R::ZERO);
@@ -383,25 +390,24 @@ impl<'a, R: Real> Problem<'a, R> {
     fn add_seen_by(
         &self,
         b: usize,
-        kv_head: usize,
         d_out: Matrix<R>,
         rows: Range<usize>,
         keys: Range<usize>,
         buffers: &mut Buffers<R>,
     ) {
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
-        let Buffers { queries, keys: features, c, weights, wide: [d_values, d_keys], .. } = buffers;
+        let Buffers { queries, keys_t, c, weights, wide: [d_values, d_keys], values_t, .. } = buffers;
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
             let (m, first) = (band.len(), rows.start + band.start);
-            let w = &mut weights[..m * seen];
+            let w = &mut weights[..m * ROWS];
             let q = Matrix::new(&queries[band.start * dk..], dk);
-            self.weight_gradients(b, kv_head, &band, seen, &keys, d_out, c, w);
+            self.weight_gradients(&band, seen, values_t, d_out, c, w);
             self.mask(b, first, &keys, seen, w);
-            product((seen, dk, m), Matrix::new(w, seen).t(), q, true, d_keys);
-            product((m, seen, dk), q, Matrix::new(features, dk).t(), false, w);
+            product((seen, dk, m), Matrix::new(w, ROWS).t(), q, true, d_keys, dk);
+            product((m, whole(seen), dk), q, Matrix::new(keys_t, ROWS), false, w, ROWS);
             self.mask(b, first, &keys, seen, w);
             let d_out = below(d_out, band.start);
-            product((seen, dv, m), Matrix::new(w, seen).t(), d_out, true, d_values);
+            product((seen, dv, m), Matrix::new(w, ROWS).t(), d_out, true, d_values, dv);
         }
     }
 
@@ -413,17 +419,27 @@ impl<'a, R: Real> Problem<'a, R> {
         let valid = self.length(b).saturating_sub(rows.start);
         for (i, s) in rows.enumerate() {
             if let Some(to) = &to.k {
-                let (d, f) = (&mut d_keys[i * dk..(i + 1) * dk], &keys[i * dk..(i + 1) * dk]);
-                if i < valid {
-                    d.iter_mut().zip(f).for_each(|(d, &f)| *d *= self.map.slope(f));
-                }
-                put(to, [b, kv_head, s], d);
+                // Keys past the length have no features; their gradient is 0 already.
+                let slopes = (i < valid).then(|| (self.map, &keys[i * dk..(i + 1) * dk]));
+                finish(to, [b, kv_head, s], &d_keys[i * dk..(i + 1) * dk], R::ONE, slopes);
             }
             if let Some(to) = &to.v {
-                put(to, [b, kv_head, s], &d_values[i * dv..(i + 1) * dv]);
+                finish(to, [b, kv_head, s], &d_values[i * dv..(i + 1) * dv], R::ONE, None);
             }
         }
     }
+}
+
+/// Writes or adds one row of a gradient: x·factor, by way of slopes where features are given.
+fn finish<R: Real>(to: &Gradient<Mut<R>>, index: [usize; 3], x: &[R], factor: R, slopes: Option<(FeatureMap, &[R])>) {
+    // SAFETY: each task writes its own rows, one at a time.
+    let row = unsafe { to.to.row(&index) };
+    vectorise(rows::Finish { to: row, x, factor, slopes, accumulate: to.accumulate });
+}
+
+/// `seen` rounded up to whole vectors; a chunk's rows are.
+fn whole(seen: usize) -> usize {
+    seen.next_multiple_of(rows::MAX_LANES)
 }
 
 /// Rows of one head as a matrix in place.
@@ -435,52 +451,6 @@ fn rows_of<'a, R: Real>(x: &Ref<'a, R>, b: usize, h: usize, from: usize) -> Matr
 /// A matrix without its first rows.
 fn below<R>(x: Matrix<R>, rows: usize) -> Matrix<R> {
     Matrix { data: &x.data[rows * x.row..], ..x }
-}
-
-/// x ← φ(x), vectorised.
-fn map_in_place<R: Real>(map: FeatureMap, x: &mut [R]) {
-    match map {
-        FeatureMap::Elu1 => {
-            // φ(x) = max(x, 0) + exp(min(x, 0)), written so that NaN goes through the exponential.
-            const BLOCK: usize = 256;
-            let mut low = [R::ZERO; BLOCK];
-            for x in x.chunks_mut(BLOCK) {
-                let low = &mut low[..x.len()];
-                low.iter_mut().zip(&*x).for_each(|(low, &x)| *low = if x > R::ZERO { R::ZERO } else { x });
-                R::exp_in_place(low);
-                x.iter_mut().zip(low).for_each(|(x, low)| *x = if *x > R::ZERO { *x + R::ONE } else { *low });
-            }
-        }
-        FeatureMap::Relu => x.iter_mut().for_each(|x| *x = map.apply(*x)),
-    }
-}
-
-const LANES: usize = 16;
-
-/// a·b in lanes, so that it vectorises.
-fn dot<R: Real>(a: &[R], b: &[R]) -> R {
-    let mut lanes = [R::ZERO; LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest: R = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(&a, &b)| a * b).sum();
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for i in 0..LANES {
-            lanes[i] += a[i] * b[i];
-        }
-    }
-    lanes.into_iter().sum::<R>() + rest
-}
-
-/// Σx in lanes.
-fn total<R: Real>(x: &[R]) -> R {
-    let mut lanes = [R::ZERO; LANES];
-    let blocks = x.chunks_exact(LANES);
-    let rest: R = blocks.remainder().iter().copied().sum();
-    for x in blocks {
-        for i in 0..LANES {
-            lanes[i] += x[i];
-        }
-    }
-    lanes.into_iter().sum::<R>() + rest
 }
 
 /// A range in tiles of at most [`ROWS`].
@@ -584,7 +554,7 @@ fn scan<R: Real>(
         sum.fill(R::ZERO);
         for i in of_segment(segment) {
             let mut state = std::mem::take(&mut buffers.state);
-            state.iter_mut().zip(base).zip(&*sum).for_each(|((state, &base), &sum)| *state = base + sum);
+            vectorise(rows::Add { to: &mut state, a: base, b: sum });
             visit(unit, chunk(i), (i > 0).then_some(&state[..]), sum, buffers);
             buffers.state = state;
         }
