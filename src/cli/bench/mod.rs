@@ -223,7 +223,7 @@ pub fn main(args: Args) -> Result<Status> {
             title: format!("Attention {} on {place}", plot::verb(direction)),
             subtitle: subtitle(&setting),
             series: plot::series(&rows, &exponents),
-            marks: plot::marks(&rows, &crossovers),
+            marks: plot::marks(&rows, &crossovers, &is_linear),
         };
         if let Some(to) = &files.svg {
             plot::write_svg(to, &figure)?;
