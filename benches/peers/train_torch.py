@@ -4,8 +4,9 @@
     train_torch.py --attn target/release/attn --text input.txt losses   # first 20 losses from the same weights, 1e-5
     train_torch.py --attn target/release/attn --text input.txt speed    # a step of each, side by side
     train_torch.py --attn target/release/attn --text input.txt quality  # validation loss of three seeds each
+    train_torch.py --attn target/release/attn --text input.txt reading  # transformers reads our checkpoint alike
 
-Needs torch 2.11, numpy and safetensors. gpt-nano, block 128, batch 16, no dropout throughout.
+Needs torch 2.11, numpy, safetensors; for `reading` also transformers. gpt-nano, block 128, batch 16, no dropout throughout.
 """
 
 import argparse
@@ -215,18 +216,43 @@ def quality(args):
     return abs(means["attn"] - means["torch"]) <= 0.02
 
 
+def reading(args):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        attn(args, f"{folder}/out", args.steps)
+        short = Path(folder) / "short.txt"
+        short.write_text(open(args.text, encoding="utf-8", newline="").read()[: 3 * BLOCK + 1], newline="")
+        command = [args.attn, "eval", "lm", "--checkpoint", f"{folder}/out", "--text", short]
+        command += ["--json", f"{folder}/ours.json", "--device", args.device]
+        subprocess.run([str(c) for c in command], check=True)
+        ours = json.load(open(f"{folder}/ours.json"))["loss"]
+        model, report = AutoModelForCausalLM.from_pretrained(f"{folder}/out", output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(f"{folder}/out")
+    text = open(args.text, encoding="utf-8", newline="").read()[: 3 * BLOCK + 1]
+    tokens = tokenizer(text, return_tensors="pt")["input_ids"][0]
+    assert tokenizer.decode(tokens) == text, "the tokenizer does not give the text back"
+    x, y = at(tokens, [0, BLOCK, 2 * BLOCK])
+    with torch.no_grad():
+        theirs = F.cross_entropy(model(x).logits.flatten(0, 1), y.flatten()).item()
+    print(f"loading report {report}")
+    print(f"loss: attn {ours:.7f}, transformers {theirs:.7f}, relative {abs(ours - theirs) / theirs:.1e}")
+    return abs(ours - theirs) / theirs <= 1e-5
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["losses", "speed", "quality"])
+    parser.add_argument("what", choices=["losses", "speed", "quality", "reading"])
     parser.add_argument("--attn", required=True, help="the binary")
     parser.add_argument("--text", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="default: losses 20, speed 100, quality 2000")
+    parser.add_argument("--steps", type=int, help="default: losses 20, speed 100, quality 2000, reading 20")
     args = parser.parse_args()
-    args.steps = args.steps or {"losses": 20, "speed": 100, "quality": 2000}[args.what]
+    args.steps = args.steps or {"losses": 20, "speed": 100, "quality": 2000, "reading": 20}[args.what]
     torch.set_num_threads(args.threads)
-    raise SystemExit(0 if {"losses": losses, "speed": speed, "quality": quality}[args.what](args) else 1)
+    modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading}
+    raise SystemExit(0 if modes[args.what](args) else 1)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ fn lm(args: LmArgs) -> Result<Status> {
     let stop = || interrupted.load(Ordering::SeqCst);
     let Settings { steps, eval_every, save_every, .. } = settings;
     let schedule = Schedule { from: done, steps, eval_every, save_every };
-    let ended = run(&mut training, schedule, optimizer.lr, &mut log, |s| batches.batch(s), evaluate, save, stop)?;
+    let ended = run(&mut training, schedule, &mut log, |s| batches.batch(s), evaluate, save, stop)?;
     let shown = out.display();
     match ended {
         Ended::Done(found) => {

@@ -51,7 +51,7 @@ pub trait Simd<R>: Copy + Debug {
     /// `a·2ⁿ` for integers n within the exponents of the type (denormals included), rounded once.
     fn scale(self, a: Self::V, n: Self::V) -> Self::V;
     /// `a` in the lanes from `first` on, `before` in those before.
-    fn from_lane(self, first: usize, a: Self::V, before: Self::V) -> Self::V;
+    fn lanes_after(self, first: usize, a: Self::V, before: Self::V) -> Self::V;
     /// Per lane: if `a < b` then `yes` else `no` (NaN gives `no`).
     fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The lanes of `a` and `b` by turns: from their first halves, and from their second.
@@ -82,6 +82,14 @@ pub enum Level {
 impl Level {
     /// The best that this machine has.
     pub fn best() -> Level {
+        #[cfg(test)]
+        if let Some(level) = FORCED.get() {
+            return level;
+        }
+        Level::detected()
+    }
+
+    fn detected() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
             // The standard library caches the answers.
@@ -97,9 +105,15 @@ impl Level {
 
     /// All that this machine has.
     pub fn available() -> Vec<Level> {
-        let best = Level::best();
+        let best = Level::detected();
         [Level::Plain, Level::Avx2, Level::Avx512].into_iter().take_while(|&l| l as u8 <= best as u8).collect()
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// What [`Level::best`] answers on this thread, so that tests reach the other instruction sets.
+    pub(crate) static FORCED: std::cell::Cell<Option<Level>> = const { std::cell::Cell::new(None) };
 }
 
 /// An element type with vectors.
@@ -124,6 +138,7 @@ pub fn polynomial<R: Copy, S: Simd<R>>(s: S, x: S::V, coefficients: &[R]) -> S::
 }
 
 /// Coefficients of 2ᶠ for |f| ≤ ½: a minimax polynomial with value 1 at 0, so that 2⁰ is exactly 1.
+#[allow(clippy::approx_constant)]
 const EXP2: [f32; 6] = [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147, 1.0];
 
 /// The integer part goes straight into the exponent; adding 1.5·2²³ rounds to it. At −127 the factor is 0, and
@@ -244,7 +259,7 @@ macro_rules! plain {
                 }))
             }
             #[inline(always)]
-            fn from_lane(self, first: usize, a: Four<$t>, before: Four<$t>) -> Four<$t> {
+            fn lanes_after(self, first: usize, a: Four<$t>, before: Four<$t>) -> Four<$t> {
                 Four(std::array::from_fn(|i| if i >= first { a.0[i] } else { before.0[i] }))
             }
             #[inline(always)]

@@ -44,6 +44,7 @@ struct Block<R> {
 /// # Safety
 /// All that the strides reach lies in the operands.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Over both, iterators read worse.
 unsafe fn block<R: Copy, S: Simd<R>, const MR: usize, const NV: usize>(s: S, zero: R, p: &Block<R>) {
     // SAFETY: by the caller's word.
     unsafe {

@@ -70,10 +70,12 @@ pub trait Real:
     fn exp_in_place(x: &mut [Self]);
     /// x ← tanh x for every element; f32 vectorised likewise.
     fn tanh_in_place(x: &mut [Self]);
+    /// x ← erf x for every element; f32 vectorised likewise.
+    fn erf_in_place(x: &mut [Self]);
 }
 
 macro_rules! real {
-    ($t:ident, $erf:path, $exp:path, $tanh:path) => {
+    ($t:ident, $erf:path, $exp:path, $tanh:path, $erfs:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -115,6 +117,9 @@ macro_rules! real {
             fn tanh_in_place(x: &mut [Self]) {
                 $tanh(x)
             }
+            fn erf_in_place(x: &mut [Self]) {
+                $erfs(x)
+            }
         }
     };
 }
@@ -128,6 +133,9 @@ fn exp64(x: &mut [f64]) {
 fn tanh64(x: &mut [f64]) {
     x.iter_mut().for_each(|x| *x = x.tanh());
 }
+fn erf64(x: &mut [f64]) {
+    x.iter_mut().for_each(|x| *x = libm::erf(*x));
+}
 
-real!(f32, erf32, crate::cpu::simd::exp_in_place, crate::cpu::simd::tanh_in_place);
-real!(f64, libm::erf, exp64, tanh64);
+real!(f32, erf32, crate::cpu::simd::exp_in_place, crate::cpu::simd::tanh_in_place, crate::cpu::simd::erf_in_place);
+real!(f64, libm::erf, exp64, tanh64, erf64);

@@ -34,9 +34,9 @@ impl<F: Elementwise> Kernel<f32> for InPlace<'_, F> {
 }
 
 /// Runs an elementwise function of x and y, into y.
-struct Into<'a, F>(&'a [f32], &'a mut [f32], F);
+struct OfTwo<'a, F>(&'a [f32], &'a mut [f32], F);
 
-impl<F: Elementwise> Kernel<f32> for Into<'_, F> {
+impl<F: Elementwise> Kernel<f32> for OfTwo<'_, F> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<f32>>(self, s: S) {
@@ -64,9 +64,9 @@ fn exp<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(90.0), s.max(s.splat(-106.0), x));
     let n = s.round(x * s.splat(LOG2_E));
     // ln 2 in two parts, the first with so few bits that its product with n is exact.
-    let r = s.mul_add(n, s.splat(-0.693_359_4), x);
-    let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
-    let c = [0.001_381_446_7, 0.008_368_780_5, 0.041_668_394, 0.166_665_2, 0.499_999_93, 1.0, 1.0];
+    let r = s.mul_add(n, s.splat(-355.0 / 512.0), x);
+    let r = s.mul_add(n, s.splat((355.0 / 512.0 - std::f64::consts::LN_2) as f32), r);
+    let c = [0.001_381_446_7, 0.008_368_78, 0.041_668_394, 0.166_665_2, 0.499_999_93, 1.0, 1.0];
     s.scale(polynomial(s, r, &c), n)
 }
 
@@ -95,13 +95,14 @@ fn tanh<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     s.if_less(size, s.splat(0.625), near, far)
 }
 
-/// erf x, and e⁻ˣ² on the way where a caller needs both. Near 0 an odd polynomial; elsewhere 1 − e^p(|x|), where p
+/// erf x. Near 0 an odd polynomial; elsewhere 1 − e^p(|x|), where p
 /// approximates ln erfc.
 #[inline(always)]
+#[allow(clippy::approx_constant, clippy::excessive_precision)] // Fitted, not a constant of mathematics.
 fn erf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     let size = absolute(s, x);
     let square = x * x;
-    let c = [-5.862_038_7e-4, 0.004_967_497_5, -0.026_748_857, 0.112_813_205, -0.376_124_46, 1.128_379_1];
+    let c = [-5.862_038_5e-4, 0.004_967_497_5, -0.026_748_857, 0.112_813_205, -0.376_124_46, 1.128_379_1];
     let near = polynomial(s, square, &c) * x;
     // At 4 and beyond, erf is 1 in f32. This order keeps NaN.
     let size_4 = s.min(s.splat(4.0), size);
@@ -217,7 +218,7 @@ pub fn gelu_tanh_in_place(x: &mut [f32]) {
 /// # Panics
 /// If the lengths differ; so with every function of two slices here.
 pub fn gelu_tanh_backward(x: &[f32], dy: &mut [f32]) {
-    vectorise(Into(x, dy, GeluTanhBackward));
+    vectorise(OfTwo(x, dy, GeluTanhBackward));
 }
 
 /// x ← ½x(1 + erf(x/√2)).
@@ -227,7 +228,7 @@ pub fn gelu_erf_in_place(x: &mut [f32]) {
 
 /// dy ← dy·gelu'(x) for GELU's erf form.
 pub fn gelu_erf_backward(x: &[f32], dy: &mut [f32]) {
-    vectorise(Into(x, dy, GeluErfBackward));
+    vectorise(OfTwo(x, dy, GeluErfBackward));
 }
 
 /// Two values that a pass over one or two slices sums.
@@ -373,35 +374,52 @@ mod tests {
             f32::vectorise(level, InPlace(&mut x, GeluTanh));
             assert!(x[0] == 1e20 && x[1] == 0.0 && x[2].is_nan());
             let mut d = [2.0, 2.0, 2.0];
-            f32::vectorise(level, Into(&[1e20, -1e20, nan], &mut d, GeluTanhBackward));
+            f32::vectorise(level, OfTwo(&[1e20, -1e20, nan], &mut d, GeluTanhBackward));
             assert!(d[0] == 2.0 && d[1] == 0.0 && d[2].is_nan());
+        }
+    }
+
+    /// 2ˣ by the general function or by the one for x up to 1.
+    struct Exp2<R>(Vec<R>, bool);
+    impl<R: crate::cpu::Real> Kernel<R> for Exp2<R> {
+        type Output = Vec<R>;
+        #[inline(always)]
+        fn run<S: Simd<R>>(mut self, s: S) -> Vec<R> {
+            for x in self.0.chunks_exact_mut(S::LANES) {
+                let v = s.load(x);
+                s.store(if self.1 { s.exp2_small(v) } else { s.exp2(v) }, x);
+            }
+            self.0
         }
     }
 
     #[test]
     fn exp2_of_both_types_is_accurate() {
-        struct Exp2<R>(Vec<R>);
-        impl<R: crate::cpu::Real> Kernel<R> for Exp2<R> {
-            type Output = Vec<R>;
-            #[inline(always)]
-            fn run<S: Simd<R>>(mut self, s: S) -> Vec<R> {
-                self.0.chunks_exact_mut(S::LANES).for_each(|x| s.store(s.exp2(s.load(x)), x));
-                self.0
-            }
-        }
         for level in Level::available() {
             let x: Vec<f64> = (0..1 << 15).map(|i| (i - (1 << 14)) as f64 / 129.3).collect();
-            for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone()))) {
+            for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone(), false))) {
                 assert!(relative(y, x.exp2()) < 5e-16, "{level:?}: 2^{x} = {y}");
             }
-            let x: Vec<f32> = x.iter().map(|&x| x as f32 * 0.99).collect();
-            for (&x, y) in x.iter().zip(f32::vectorise(level, Exp2(x.clone()))) {
-                assert!(relative(y as f64, (x as f64).exp2()) < 2.1e-7 || y.is_infinite(), "{level:?}: 2^{x} = {y}");
+            let single: Vec<f32> = x.iter().map(|&x| x as f32 * 0.99).collect();
+            for (&x, y) in single.iter().zip(f32::vectorise(level, Exp2(single.clone(), false))) {
+                assert!(relative(y as f64, (x as f64).exp2()) < 2.1e-7, "{level:?}: 2^{x} = {y}");
+            }
+            for (&x, y) in single.iter().zip(f32::vectorise(level, Exp2(single.clone(), true))) {
+                let exact = (x as f64).exp2();
+                let right = relative(y as f64, exact) < 2.1e-7 || exact < 1.2e-38 && y as f64 <= 1.2e-38;
+                assert!(right || x > 1.0, "{level:?}: 2^{x} = {y}");
             }
             let special = vec![f64::NEG_INFINITY, f64::NAN, 0.0, -1074.0, 1024.0, -1e9, -1080.0, 1.0];
-            let y = f64::vectorise(level, Exp2(special));
+            let y = f64::vectorise(level, Exp2(special, false));
             assert!(y[1].is_nan() && y[3] == 5e-324 && y[4].is_infinite());
             assert_eq!([y[0], y[2], y[5], y[6], y[7]], [0.0, 1.0, 0.0, 0.0, 2.0]);
+            for small in [false, true] {
+                let (low, nan) = (f32::NEG_INFINITY, f32::from_bits(0xffff_ffff));
+                let special = [low, nan, 0.0, -1e9, f32::MIN, f32::from_bits(0x7fc0_0001), -160.0, 1.0];
+                let y = f32::vectorise(level, Exp2(special.repeat(2), small));
+                assert!(y[1].is_nan() && y[5].is_nan(), "{level:?}");
+                assert_eq!([y[0], y[2], y[3], y[4], y[6], y[7]], [0.0, 1.0, 0.0, 0.0, 0.0, 2.0]);
+            }
         }
     }
 

@@ -19,7 +19,7 @@ pub fn corpus(seed: u64) -> (Corpus, Vocabulary) {
     let random = Philox::new(seed, STREAM, 0);
     let mut problems: Vec<usize> = (0..10_000).collect();
     for i in (1..problems.len()).rev() {
-        problems.swap(i, (random.word(i as u64) as u64 * (i as u64 + 1) >> 32) as usize);
+        problems.swap(i, ((random.word(i as u64) as u64 * (i as u64 + 1)) >> 32) as usize);
     }
     let text: String = problems.iter().map(|p| line(p / 100, p % 100)).collect();
     let vocabulary = Vocabulary::of(&text);

@@ -6,6 +6,7 @@
 
 use crate::case::Case;
 use crate::cpu::Real;
+use crate::cpu::simd::sum;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Module, Source};
 use crate::op::*;
@@ -85,14 +86,15 @@ impl<R: Real> CpuOp<R> for CrossEntropy {
         lses.par_chunks_mut(block).zip(logits.par_chunks(block * columns)).for_each(|(lses, logits)| {
             lses.iter_mut().zip(logits.chunks_exact(columns)).for_each(|(l, x)| *l = lse(x, mode));
         });
-        let (mut total, mut count) = (R::ZERO, 0);
+        // Summed in f64: one term after another, f32 would lose a digit over a few thousand targets.
+        let (mut total, mut count) = (0.0, 0);
         for ((x, &target), &lse) in logits.chunks_exact(columns).zip(targets).zip(&*lses) {
             if target != self.ignore {
-                total += lse - x[target as usize];
+                total += (lse - x[target as usize]).to_f64();
                 count += 1;
             }
         }
-        io.outputs[0].fill(if count > 0 { total / R::from_usize(count) } else { R::ZERO });
+        io.outputs[0].fill(if count > 0 { R::from_f64(total / count as f64) } else { R::ZERO });
         io.saved[1].fill(R::from_usize(count));
     }
 

@@ -5,6 +5,7 @@
 
 use crate::case::Case;
 use crate::cpu::Real;
+use crate::cpu::simd::{dot, sum};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Module, Source};
 use crate::op::*;
@@ -91,7 +92,7 @@ impl<R: Real> CpuOp<R> for LayerNorm {
             .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
             .for_each(|((y, x), (mean, rstd))| {
                 let rows = y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)).zip(mean.iter_mut().zip(rstd));
-                rows.for_each(|((y, x), (mean, rstd))| row(x, y, mean, rstd));
+                wide::<R, _>(|| rows.for_each(|((y, x), (mean, rstd))| row(x, y, mean, rstd)));
             });
     }
 
@@ -122,7 +123,7 @@ impl<R: Real> CpuOp<R> for LayerNorm {
             d.to.contiguous().par_chunks_mut(block * columns).enumerate().for_each(|(b, dx)| {
                 let (mut g, mut normal) = (vec![R::ZERO; columns], vec![R::ZERO; columns]);
                 let rows = dx.chunks_exact_mut(columns).enumerate();
-                rows.for_each(|(i, dx)| row(b * block + i, dx, &mut g, &mut normal));
+                wide::<R, _>(|| rows.for_each(|(i, dx)| row(b * block + i, dx, &mut g, &mut normal)));
             });
         }
         if d_weight.is_none() && d_bias.is_none() {

@@ -1,21 +1,12 @@
-//! C = op(A)·op(B) + β·C by our own tiled kernel: what a GPU without cuBLASLt uses, and the emulator always.
+//! C = op(A)·op(B) + β·C by our own tiled kernel: what a GPU without cuBLASLt uses, and the emulator always. The
+//! linear layer's cases exercise it in every transposition.
 
-use crate::case::Case;
 use crate::error::Result;
 use crate::gpu::{Gpu, Launch, Matmul, Module, Source};
-use crate::ops::Entry;
 
 // SAFETY: rows and columns are compared with m, n and k before each load and store; the launch code takes those and the
 // leading dimensions from the product, whose matrices lie in live places.
 const SOURCE: Source = unsafe { Source::new("matmul", include_str!("../../kernels/matmul.cu"), &["matmul"]) };
-
-/// In the registry. The linear layer's cases exercise it in all transpositions.
-pub static ENTRY: Entry =
-    Entry { name: "matmul", summary: "C = op(A)·op(B), the kernel under linear", cases, run: None, attention: None };
-
-fn cases() -> Vec<Case> {
-    Vec::new()
-}
 
 /// Rows and columns of C that a block computes.
 const TILE: usize = 64;

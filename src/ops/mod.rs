@@ -12,7 +12,7 @@ pub mod linear_attention;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
-mod rows;
+pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
 pub mod softmax_attention;
@@ -43,12 +43,6 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 
 /// Every op, and last the updates, which are validated alike.
 #[rustfmt::skip]
-
-/// Every op.
-#[rustfmt::skip]
-
-/// Every op.
-#[rustfmt::skip]
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
@@ -63,5 +57,6 @@ pub static OPS: &[&Entry] = &[
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
     &copy::ENTRY,
-    &matmul::ENTRY,
+    &crate::optimizer::clip::ENTRY,
+    &crate::optimizer::adamw::ENTRY,
 ];

@@ -3,6 +3,7 @@
 //! Partitions depend on shapes alone, never on the number of threads: so do the results.
 
 use crate::cpu::Real;
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::error::{Error, Result};
 use crate::op::{Kind, Spec};
 use rayon::prelude::*;
@@ -47,7 +48,7 @@ pub(crate) fn block_sums<R: Real>(
         .into_par_iter()
         .map(|i| {
             let mut sum = vec![R::ZERO; width];
-            add(i * block..((i + 1) * block).min(rows), &mut sum);
+            wide::<R, _>(|| add(i * block..((i + 1) * block).min(rows), &mut sum));
             sum
         })
         .collect();
@@ -57,6 +58,7 @@ pub(crate) fn block_sums<R: Real>(
 }
 
 /// `to` ← `from`, or `to` += `from`.
+#[inline(always)]
 pub(crate) fn add_to<R: Real>(to: &mut [R], from: &[R], accumulate: bool) {
     if accumulate {
         to.iter_mut().zip(from).for_each(|(to, &x)| *to += x);
@@ -65,30 +67,16 @@ pub(crate) fn add_to<R: Real>(to: &mut [R], from: &[R], accumulate: bool) {
     }
 }
 
-/// Σ xᵢ·yᵢ with independent partial sums, which the compiler can vectorise.
-pub(crate) fn dot<R: Real>(x: &[R], y: &[R]) -> R {
-    const LANES: usize = 16;
-    let mut sums = [R::ZERO; LANES];
-    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
-    let tail: R = x_chunks.remainder().iter().zip(y_chunks.remainder()).map(|(&x, &y)| x * y).sum();
-    for (x, y) in x_chunks.zip(y_chunks) {
-        for lane in 0..LANES {
-            sums[lane] += x[lane] * y[lane];
+/// Runs plain loops compiled for the widest vectors of the machine, which the compiler then uses by itself. The
+/// results are the same bits as without: it neither reorders nor fuses.
+pub(crate) fn wide<R: Real, T>(loops: impl FnOnce() -> T) -> T {
+    struct Wide<F>(F);
+    impl<R, T, F: FnOnce() -> T> Kernel<R> for Wide<F> {
+        type Output = T;
+        #[inline(always)]
+        fn run<S: Simd<R>>(self, _: S) -> T {
+            (self.0)()
         }
     }
-    sums.into_iter().sum::<R>() + tail
-}
-
-/// Σ xᵢ likewise.
-pub(crate) fn sum<R: Real>(x: &[R]) -> R {
-    const LANES: usize = 16;
-    let mut sums = [R::ZERO; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let tail: R = chunks.remainder().iter().copied().sum();
-    for x in chunks {
-        for lane in 0..LANES {
-            sums[lane] += x[lane];
-        }
-    }
-    sums.into_iter().sum::<R>() + tail
+    vectorise::<R, _>(Wide(loops))
 }

@@ -3,6 +3,7 @@
 
 use crate::case::Case;
 use crate::cpu::Real;
+use crate::cpu::simd::sum;
 use crate::error::{Error, Result};
 use crate::gpu::{Argument, Gpu, Launch, Module, Source};
 use crate::op::*;

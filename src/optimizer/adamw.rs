@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Module, Source};
 use crate::op::*;
 use crate::ops::Entry;
+use crate::ops::rows::wide;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -95,11 +96,13 @@ impl<R: Real> CpuUpdate<R> for AdamW {
         parts.zip(moments).enumerate().for_each(|(block, ((theta, g), (m, v)))| {
             let decayed = self.decayed.saturating_sub(block * BLOCK).min(theta.len());
             theta[..decayed].iter_mut().for_each(|theta| *theta *= decay);
-            for ((theta, &g), (m, v)) in theta.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-                *m += one_minus_beta1 * (g - *m);
-                *v = *v * beta2 + one_minus_beta2 * g * g;
-                *theta -= step * (*m / (v.sqrt() / root + eps));
-            }
+            wide::<R, _>(|| {
+                for ((theta, &g), (m, v)) in theta.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+                    *m += one_minus_beta1 * (g - *m);
+                    *v = *v * beta2 + one_minus_beta2 * g * g;
+                    *theta -= step * (*m / (v.sqrt() / root + eps));
+                }
+            });
         });
     }
 }

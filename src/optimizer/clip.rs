@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::gpu::{Gpu, Launch, Module, Source};
 use crate::op::*;
 use crate::ops::Entry;
+use crate::ops::rows::wide;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ impl<R: Real> CpuUpdate<R> for ClipGradientNorm {
             }
             sums.into_iter().sum::<f64>()
         };
-        let blocks: Vec<f64> = gradients.par_chunks(BLOCK).map(squares).collect();
+        let blocks: Vec<f64> = gradients.par_chunks(BLOCK).map(|g| wide::<R, _>(|| squares(g))).collect();
         let norm = blocks.into_iter().sum::<f64>().sqrt();
         hyper[NORM] = R::from_f64(norm);
         let scale = self.max_norm / (norm + 1e-6);

@@ -36,7 +36,6 @@ pub enum Ended {
 pub fn run(
     training: &mut TrainingStep,
     schedule: Schedule,
-    lr: f64,
     log: &mut Log,
     batch: impl Fn(u64) -> (Vec<i32>, Vec<i32>),
     mut evaluate: impl FnMut(&TrainingStep) -> Result<Evaluation>,
@@ -55,7 +54,7 @@ pub fn run(
             let remedy = "resume from the last checkpoint with a smaller --lr, or check the weights given by --init";
             return Err(Error::argument("training", format!("the loss of step {done} is {loss}"), remedy));
         }
-        log.step(done, loss, lr, tokens_per_s)?;
+        log.step(done, loss, training.settings().lr, tokens_per_s)?;
         progress.step(done, loss, tokens_per_s);
         let last = done == steps;
         let due = |every: u64| every > 0 && done.is_multiple_of(every);

@@ -82,6 +82,11 @@ impl TrainingStep {
         &self.plan
     }
 
+    /// The optimiser's settings.
+    pub fn settings(&self) -> OptimizerSettings {
+        self.settings
+    }
+
     /// Trains on a batch and returns its loss before the update. `step` counts from 0.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ macro_rules! x86 {
     (
         $proof:ident, $features:literal, $t:ident, $v:ident($raw:ident), $lanes:literal, $wide:literal, $exp2:ident, $exp2_small:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $splat:ident, $load:ident, $store:ident, $fma:ident,
-        $max:ident, $min:ident, $round:expr, $scale:expr, $from_lane:expr, $if_less:expr, $all_equal:expr, $zip:expr, $power:expr
+        $max:ident, $min:ident, $round:expr, $scale:expr, $lanes_after:expr, $if_less:expr, $all_equal:expr, $zip:expr, $power:expr
     ) => {
         /// A vector; it exists only where its instructions do.
         #[derive(Debug, Clone, Copy)]
@@ -81,9 +81,9 @@ macro_rules! x86 {
                 $v(unsafe { $scale(a.0, n.0) })
             }
             #[inline(always)]
-            fn from_lane(self, first: usize, a: $v, before: $v) -> $v {
+            fn lanes_after(self, first: usize, a: $v, before: $v) -> $v {
                 // SAFETY: see above.
-                $v(unsafe { $from_lane(first, a.0, before.0) })
+                $v(unsafe { $lanes_after(first, a.0, before.0) })
             }
             #[inline(always)]
             fn if_less(self, a: $v, b: $v, yes: $v, no: $v) -> $v {
@@ -298,7 +298,7 @@ macro_rules! vectors {
         impl Vectors for $t {
             #[inline]
             fn vectorise<K: Kernel<Self>>(level: Level, k: K) -> K::Output {
-                let best = Level::best();
+                let best = Level::detected();
                 match if (level as u8) < best as u8 { level } else { best } {
                     // The CPU has been asked: these are the places where the proofs are made.
                     Level::Avx512 => Simd::<$t>::call(Avx512(()), k),

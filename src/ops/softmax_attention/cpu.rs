@@ -26,7 +26,7 @@ pub struct Problem<'a> {
 
 /// The gradients of q, k and v; `None` where one is not needed.
 #[derive(Debug, Clone, Copy)]
-pub(self) struct Gradients<'a, R> {
+struct Gradients<'a, R> {
     dq: Option<Gradient<Mut<'a, R>>>,
     dk: Option<Gradient<Mut<'a, R>>>,
     dv: Option<Gradient<Mut<'a, R>>>,

@@ -249,14 +249,14 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
                     && finite(s, q, queries.1, columns.0)
                     && finite(s, d_out, queries.1, columns.1));
             if wanted.2 {
-                tile.to_keys(s, probs, d_out, &mut dv[start * columns.1..], columns.1, exact);
+                tile.add_to_keys(s, probs, d_out, &mut dv[start * columns.1..], columns.1, exact);
             }
             if wanted.1 {
-                tile.to_keys(s, ds, q, &mut dk[start * columns.0..], columns.0, exact);
+                tile.add_to_keys(s, ds, q, &mut dk[start * columns.0..], columns.0, exact);
             }
             if wanted.0 {
                 let k = whole(k, n, key_dim, columns.0, k_copy);
-                tile.to_queries(s, ds, k, dq, columns.0, exact);
+                tile.add_to_queries(s, ds, k, dq, columns.0, exact);
             }
         }
     }
@@ -283,7 +283,7 @@ fn differentiate<R: Real, S: Simd<R>>(
         let mut de = e * (s.load(d) - delta);
         if key >= all {
             let first = tile.first_query(key) - lane;
-            (e, de) = (s.from_lane(first, e, zero), s.from_lane(first, de, zero));
+            (e, de) = (s.lanes_after(first, e, zero), s.lanes_after(first, de, zero));
         }
         s.store(e, x);
         s.store(de, d);

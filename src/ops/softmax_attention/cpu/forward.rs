@@ -120,7 +120,7 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
             let all = tile.visible(0);
             let exact = tile.is_cut() && !finite(s, (&v_tile.0[all * v.1..], v.1), n - all, p.sizes.value_dim);
             let v_tile = whole(v_tile, n, p.sizes.value_dim, columns, v_copy);
-            tile.to_queries(s, scores, v_tile, sums, columns, exact);
+            tile.add_to_queries(s, scores, v_tile, sums, columns, exact);
         }
     }
 }
@@ -138,7 +138,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     for key in all..some {
         let x = &mut scores[key * width + lane..];
-        s.store(s.from_lane(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
+        s.store(s.lanes_after(tile.first_query(key) - lane, s.load(x), s.splat(R::NEG_INFINITY)), x);
     }
     for key in some..tile.keys {
         s.store(s.splat(R::ZERO), &mut scores[key * width + lane..]);

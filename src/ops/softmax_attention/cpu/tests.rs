@@ -1,4 +1,5 @@
 use super::*;
+use crate::cpu::lanes::{FORCED, Level};
 use crate::cpu::strided::{contiguous_strides, span};
 
 /// Sizes, mask and layout of one comparison.
@@ -133,8 +134,23 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// Runs on one thread with each instruction set of this machine.
+fn at_every_level(work: impl Fn() + Send + Sync) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for level in Level::available() {
+        pool.install(|| {
+            FORCED.set(Some(level));
+            work();
+        });
+    }
+}
+
 #[test]
 fn fast_is_the_definition() {
+    at_every_level(check_fast);
+}
+
+fn check_fast() {
     for c in cases() {
         for accumulate in [false, true] {
             let d = data::<f64>(&c);
@@ -150,6 +166,10 @@ fn fast_is_the_definition() {
 
 #[test]
 fn single_precision_is_close() {
+    at_every_level(check_single_precision);
+}
+
+fn check_single_precision() {
     for c in cases() {
         let expected = compute(&c, &data::<f64>(&c), Mode::Definition, false);
         let (plain, fast) =
@@ -176,7 +196,8 @@ fn backward_is_the_derivative_of_forward() {
         let finite = lse.iter().zip(&d.d_lse).filter(|(x, _)| x.is_finite()).map(|(x, d)| x * d).sum::<f64>();
         out.data.iter().zip(&d.d_out.data).map(|(x, d)| x * d).sum::<f64>() + finite
     };
-    let inputs: [fn(&mut Data<f64>) -> &mut Vec<f64>; 3] = [|d| &mut d.q.data, |d| &mut d.k.data, |d| &mut d.v.data];
+    type Input = fn(&mut Data<f64>) -> &mut Vec<f64>;
+    let inputs: [Input; 3] = [|d| &mut d.q.data, |d| &mut d.k.data, |d| &mut d.v.data];
     for (input, gradient) in inputs.iter().zip(&gradients[2..]) {
         for (i, &expected) in gradient.iter().enumerate() {
             let mut moved = data::<f64>(&c);
@@ -205,6 +226,10 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn nan_goes_where_it_is_visible_and_nowhere_else() {
+    at_every_level(check_nan);
+}
+
+fn check_nan() {
     let c = case([1, 1, 1, 70, 70], [16, 16], true, None);
     for place in 0..6 {
         let mut d = data::<f64>(&c);

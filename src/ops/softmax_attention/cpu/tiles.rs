@@ -85,7 +85,7 @@ impl Tile {
     /// C (queries × columns) += Wᵀ·B with W (keys × width) and B (keys × columns). `exact`: no invisible key is
     /// touched at all, as 0·NaN would be NaN; otherwise a few are, with weight 0.
     #[inline(always)]
-    pub fn to_queries<R: Real, S: Simd<R>>(
+    pub fn add_to_queries<R: Real, S: Simd<R>>(
         &self,
         s: S,
         w: &[R],
@@ -114,7 +114,7 @@ impl Tile {
 
     /// C (keys × columns) += W·B with W (keys × width) and B (queries × columns); `exact` as above.
     #[inline(always)]
-    pub fn to_keys<R: Real, S: Simd<R>>(
+    pub fn add_to_keys<R: Real, S: Simd<R>>(
         &self,
         s: S,
         w: &[R],
