@@ -243,12 +243,8 @@ impl GpuOp for MeanSimilarityAttention {
             delta,
             [d_mean(0), d_mean(1), dv],
         )?;
-        for i in 0..2 {
-            if let Some(to) = &io.d_inputs[i] {
-                launch_spread(gpu, d_means[i], to)?;
-            }
-        }
-        Ok(())
+        (d_means.into_iter().zip(&io.d_inputs))
+            .try_for_each(|(means, to)| to.as_ref().map_or(Ok(()), |to| launch_spread(gpu, means, to)))
     }
 }
 
