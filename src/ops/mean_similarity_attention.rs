@@ -243,9 +243,9 @@ impl GpuOp for MeanSimilarityAttention {
             delta,
             [d_mean(0), d_mean(1), dv],
         )?;
-        for i in 0..2 {
-            if let Some(to) = &io.d_inputs[i] {
-                launch_spread(gpu, d_means[i], to)?;
+        for (d_means, to) in d_means.into_iter().zip(&io.d_inputs) {
+            if let Some(to) = to {
+                launch_spread(gpu, d_means, to)?;
             }
         }
         Ok(())
