@@ -243,8 +243,12 @@ impl GpuOp for MeanSimilarityAttention {
             delta,
             [d_mean(0), d_mean(1), dv],
         )?;
-        (d_means.into_iter().zip(&io.d_inputs))
-            .try_for_each(|(means, to)| to.as_ref().map_or(Ok(()), |to| launch_spread(gpu, means, to)))
+        for (d_means, to) in d_means.into_iter().zip(&io.d_inputs) {
+            if let Some(to) = to {
+                launch_spread(gpu, d_means, to)?;
+            }
+        }
+        Ok(())
     }
 }
 
