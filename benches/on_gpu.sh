@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Everything that wants a GPU, in one call, on a machine that needs nothing but the driver, NVRTC (or prebuilt cubins)
+# and, for the comparison, PyTorch: tests of the driver, validation, benches beside PyTorch, training.
+#
+#     benches/on_gpu.sh OUT [TEXT]
+#
+# Before, where Rust is: cargo build --release && cargo test --release --no-run --test cuda_driver
+#                        target/release/attn kernels build --arch 90a --install --out kernels-built   (where no NVRTC is)
+# ATTN (the binary), CUDA_TESTS (the test binary) and ATTN_KERNELS (prebuilt cubins) may be given in the environment.
+set -u
+out=${1:?usage: benches/on_gpu.sh OUT [TEXT]}
+text=${2:-}
+attn=${ATTN:-target/release/attn}
+tests=${CUDA_TESTS:-$(ls -t target/release/deps/cuda_driver-* 2>/dev/null | grep -v '\.d$' | head -1)}
+mkdir -p "$out"
+failed=0
+
+stage() {
+    local name=$1 start=$SECONDS
+    shift
+    if "$@" >"$out/$name.txt" 2>&1; then echo "ok     $name ($((SECONDS - start)) s)"; else
+        echo "FAILED $name ($((SECONDS - start)) s), the last lines:"
+        tail -n 15 "$out/$name.txt"
+        failed=1
+    fi
+}
+
+stage devices "$attn" devices
+stage driver env ATTN_REQUIRE_GPU=1 "$tests" --test-threads 1
+stage validate "$attn" validate --device cuda --json "$out/validate.json"
+stage validate-own-matmul env ATTN_MATMUL=own "$attn" validate --device cuda --ops 'linear'
+for direction in forward both; do
+    stage bench-$direction "$attn" bench --device cuda --batch 4 --heads 16 --head-dim 64 \
+        --lengths 512,1024,2048,4096,8192,16384 --direction $direction --out "$out/bench-$direction"
+    stage bench-$direction-causal "$attn" bench --device cuda --batch 4 --heads 16 --head-dim 64 --causal \
+        --lengths 512,1024,2048,4096,8192,16384 --direction $direction --json "$out/bench-$direction-causal.json"
+done
+stage train "$attn" train lm ${text:+--text "$text"} --preset gpt-nano --block-size 128 --batch-size 16 --steps 2000 \
+    --lr 3e-3 --dropout 0 --seed 1 --device cuda --overwrite --out "$out/gpt-nano"
+if command -v compute-sanitizer >/dev/null; then
+    stage memcheck compute-sanitizer --error-exitcode 1 "$attn" validate --device cuda --ops '*attention'
+    stage racecheck compute-sanitizer --tool racecheck --error-exitcode 1 "$attn" validate --device cuda --ops 'linear*'
+fi
+exit $failed
