@@ -17,6 +17,8 @@ pub struct Case {
     pub name: String,
     /// Whether it runs in every thread order and copy policy, not only in one chosen by its hash.
     pub every_order: bool,
+    /// Whether it is many blocks of what smaller cases do: too slow for sanitizers, which would learn nothing new.
+    pub large: bool,
     /// What follows backward, if anything.
     pub training: Option<Training>,
     build: Arc<Build>,
@@ -70,7 +72,7 @@ impl Case {
         name: impl Into<String>,
         build: impl Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     ) -> Case {
-        Case { name: name.into(), every_order: false, training: None, build: Arc::new(build) }
+        Case { name: name.into(), every_order: false, large: false, training: None, build: Arc::new(build) }
     }
 
     /// The same case, followed by updates of its parameters.
@@ -82,6 +84,12 @@ impl Case {
     /// The same case, run in all thread orders and copy policies.
     pub fn in_every_order(mut self) -> Case {
         self.every_order = true;
+        self
+    }
+
+    /// The same case, marked as large.
+    pub fn large(mut self) -> Case {
+        self.large = true;
         self
     }
 

@@ -50,8 +50,8 @@ pub(super) fn cases() -> Vec<Case> {
         case("causal, wide keys", causal, [1, 1, 1, 65, 70, 128, 64], &[]),
         case("causal, wide values", causal, [1, 1, 1, 65, 37, 37, 80], &[]),
         case("causal, one query", causal, [2, 2, 2, 1, 127, 16, 16], &[127, 3]),
-        case("causal, long", causal, [1, 1, 1, 1000, 1000, 16, 16], &[]),
-        case("many heads", full, [32_800, 2, 1, 1, 2, 2, 1], &[]),
+        case("causal, long", causal, [1, 1, 1, 1000, 1000, 16, 16], &[]).large(),
+        case("many heads", full, [32_800, 2, 1, 1, 2, 2, 1], &[]).large(),
     ];
     for causal in [false, true] {
         let mask = if causal { "causal" } else { "full" };
