@@ -1,0 +1,307 @@
+//! Passes over the rows of a tile, vectorised and each in one go: the op is bound by memory, so nothing is read twice.
+
+use super::FeatureMap;
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
+use crate::cpu::product::Product;
+use crate::cpu::{Matrix, Real, Threads};
+use std::f64::consts::{LN_2, LOG2_E};
+
+/// The most lanes that a vector has.
+pub const MAX_LANES: usize = 16;
+
+/// to ← f(to, x), vector by vector; the last ones are padded with zeros, which are not written back. A macro, as a
+/// closure is a function of its own, which the instruction set of the kernel around it does not reach.
+macro_rules! each {
+    ($s:ident, $to:expr, $x:expr, |$a:ident, $b:ident| $f:expr) => {{
+        let (to, x): (&mut [R], &[R]) = ($to, $x);
+        let mut done = 0;
+        while done + S::LANES <= to.len() {
+            let ($a, $b) = ($s.load(&to[done..]), $s.load(&x[done..]));
+            $s.store($f, &mut to[done..]);
+            done += S::LANES;
+        }
+        if done < to.len() {
+            let n = to.len() - done;
+            let (mut padded, mut padded_x) = ([R::ZERO; MAX_LANES], [R::ZERO; MAX_LANES]);
+            padded[..n].copy_from_slice(&to[done..]);
+            padded_x[..n].copy_from_slice(&x[done..done + n]);
+            let ($a, $b) = ($s.load(&padded), $s.load(&padded_x));
+            $s.store($f, &mut padded);
+            to[done..].copy_from_slice(&padded[..n]);
+        }
+    }};
+}
+
+/// φ(x).
+#[inline(always)]
+fn feature<R: Real, S: Simd<R>>(s: S, map: FeatureMap, x: S::V) -> S::V {
+    let zero = s.splat(R::ZERO);
+    match map {
+        FeatureMap::Elu1 => {
+            // eˣ = 2ᵗ·2ᵉ with t = x·log₂e rounded and e what rounding lost. The limit keeps −∞ from giving NaN.
+            let factor = s.splat(R::from_f64(LOG2_E));
+            let low = s.max(s.splat(R::from_f64(-800.0)), x);
+            let t = low * factor;
+            let lost = s.mul_add(low, factor, zero - t) * s.splat(R::from_f64(LN_2));
+            let power = s.exp2(t);
+            s.if_less(zero, x, x + s.splat(R::ONE), s.mul_add(power, lost, power))
+        }
+        FeatureMap::Relu => s.if_less(x, zero, zero, x),
+    }
+}
+
+/// φ′(x) from φ(x).
+#[inline(always)]
+fn slope<R: Real, S: Simd<R>>(s: S, map: FeatureMap, feature: S::V) -> S::V {
+    match map {
+        FeatureMap::Elu1 => s.min(s.splat(R::ONE), feature),
+        FeatureMap::Relu => s.if_less(s.splat(R::ZERO), feature, s.splat(R::ONE), s.splat(R::ZERO)),
+    }
+}
+
+/// to ← φ(x) for rows of `dim` elements, those of x at a distance.
+pub struct Features<'a, R> {
+    pub map: FeatureMap,
+    pub dim: usize,
+    pub x: &'a [R],
+    pub stride: usize,
+    pub to: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for Features<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        for (i, to) in self.to.chunks_exact_mut(self.dim).enumerate() {
+            each!(s, to, &self.x[i * self.stride..][..self.dim], |_to, x| feature(s, self.map, x));
+        }
+    }
+}
+
+/// sum += Σ rows of `dim` elements; with `divided`, each row is multiplied by its inverse first (in place) and then
+/// summed with its weight.
+pub struct SumRows<'a, R> {
+    pub rows: &'a mut [R],
+    /// 1/d and c.
+    pub divided: Option<(&'a [R], &'a [R])>,
+    pub sum: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for SumRows<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        for (i, row) in self.rows.chunks_exact_mut(self.sum.len()).enumerate() {
+            match self.divided {
+                None => each!(s, self.sum, row, |sum, x| sum + x),
+                Some((inverse, c)) => {
+                    let (inverse, c) = (s.splat(inverse[i]), s.splat(c[i]));
+                    let sum = &mut *self.sum;
+                    each!(s, row, sum, |x, _sum| x * inverse);
+                    each!(s, sum, row, |sum, x| s.mul_add(c, x, sum));
+                }
+            }
+        }
+    }
+}
+
+/// Adds x to every row of its length, times a factor a row where any are given.
+pub struct AddOuter<'a, R> {
+    pub to: &'a mut [R],
+    pub factors: Option<&'a [R]>,
+    pub x: &'a [R],
+}
+
+impl<R: Real> Kernel<R> for AddOuter<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        for (i, to) in self.to.chunks_exact_mut(self.x.len()).enumerate() {
+            let factor = s.splat(self.factors.map_or(R::ONE, |f| f[i]));
+            each!(s, to, self.x, |to, x| s.mul_add(factor, x, to));
+        }
+    }
+}
+
+/// to ← x/d.
+pub struct Divide<'a, R> {
+    pub to: &'a mut [R],
+    pub x: &'a [R],
+    pub d: R,
+}
+
+impl<R: Real> Kernel<R> for Divide<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        let d = s.splat(self.d);
+        each!(s, self.to, self.x, |_to, x| x / d);
+    }
+}
+
+/// to ← a + b.
+pub struct Add<'a, R> {
+    pub to: &'a mut [R],
+    pub a: &'a [R],
+    pub b: &'a [R],
+}
+
+impl<R: Real> Kernel<R> for Add<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        self.to.copy_from_slice(self.a);
+        each!(s, self.to, self.b, |a, b| a + b);
+    }
+}
+
+/// xᵢ·yᵢ for rows of `dim` elements at distances; y's distance may be 0.
+pub struct Dots<'a, R> {
+    pub dim: usize,
+    pub x: (&'a [R], usize),
+    pub y: (&'a [R], usize),
+    pub to: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for Dots<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        for (i, to) in self.to.iter_mut().enumerate() {
+            *to = dot(s, &self.x.0[i * self.x.1..][..self.dim], &self.y.0[i * self.y.1..][..self.dim]);
+        }
+    }
+}
+
+#[inline(always)]
+fn dot<R: Real, S: Simd<R>>(s: S, x: &[R], y: &[R]) -> R {
+    let (x, y) = (x.chunks_exact(S::LANES), y.chunks_exact(S::LANES));
+    let rest: R = x.remainder().iter().zip(y.remainder()).map(|(&x, &y)| x * y).sum();
+    let mut sum = s.splat(R::ZERO);
+    for (x, y) in x.zip(y) {
+        sum = s.mul_add(s.load(x), s.load(y), sum);
+    }
+    let mut lanes = [R::ZERO; MAX_LANES];
+    s.store(sum, &mut lanes);
+    total(&mut lanes) + rest
+}
+
+/// Σ of the lanes, in pairs: a chain of additions would take longer than the row itself.
+#[inline(always)]
+fn total<R: Real>(lanes: &mut [R; MAX_LANES]) -> R {
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+    }
+    lanes[0]
+}
+
+/// Σ of each row of `dim` elements, added to `to`.
+pub struct AddRowSums<'a, R> {
+    pub dim: usize,
+    pub x: &'a [R],
+    pub stride: usize,
+    pub to: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for AddRowSums<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        for (x, to) in self.x.chunks(self.stride).zip(self.to) {
+            let chunks = x[..self.dim].chunks_exact(S::LANES);
+            let rest: R = chunks.remainder().iter().copied().sum();
+            let mut sum = s.splat(R::ZERO);
+            for x in chunks {
+                sum = sum + s.load(x);
+            }
+            let mut lanes = [R::ZERO; MAX_LANES];
+            s.store(sum, &mut lanes);
+            *to += total(&mut lanes) + rest;
+        }
+    }
+}
+
+/// to ← x·factor, and times φ′ where features are given; or to += it.
+pub struct Finish<'a, R> {
+    pub to: &'a mut [R],
+    pub x: &'a [R],
+    pub factor: R,
+    pub slopes: Option<(FeatureMap, &'a [R])>,
+    pub accumulate: bool,
+}
+
+impl<R: Real> Kernel<R> for Finish<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, s: S) {
+        let factor = s.splat(self.factor);
+        let Finish { to, x, accumulate, .. } = self;
+        match self.slopes {
+            None if accumulate => each!(s, to, x, |to, x| s.mul_add(x, factor, to)),
+            None => each!(s, to, x, |_to, x| x * factor),
+            Some((map, features)) => {
+                // What is written is what was there times the slope, so the row is made of two passes in L1.
+                let mut row = [R::ZERO; 64];
+                for ((to, x), features) in to.chunks_mut(64).zip(x.chunks(64)).zip(features.chunks(64)) {
+                    let row = &mut row[..to.len()];
+                    row.copy_from_slice(x);
+                    each!(s, row, features, |x, f| x * (factor * slope(s, map, f)));
+                    if accumulate {
+                        each!(s, to, row, |to, x| to + x);
+                    } else {
+                        to.copy_from_slice(row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Lanes of the machine's vectors.
+pub fn lanes<R: Real>() -> usize {
+    struct Lanes;
+    impl<R: Real> Kernel<R> for Lanes {
+        type Output = usize;
+        #[inline(always)]
+        fn run<S: Simd<R>>(self, _: S) -> usize {
+            S::LANES
+        }
+    }
+    vectorise::<R, _>(Lanes)
+}
+
+/// C ← A·B, or C += A·B, on this thread; C's rows are `c_row` apart.
+pub fn product<R: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Matrix<R>,
+    b: Matrix<R>,
+    add: bool,
+    c: &mut [R],
+    c_row: usize,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        if !add {
+            c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(R::ZERO));
+        }
+    } else if b.column == 1 && n.is_multiple_of(lanes::<R>()) {
+        let (a, a_strides, b, b_row) = (a.data, (a.row, a.column), b.data, b.row);
+        vectorise(Product { m, k, columns: n, a, a_strides, b, b_row, c, c_row, add });
+    } else {
+        R::gemm((m, n, k), R::ONE, a, b, if add { R::ONE } else { R::ZERO }, c, c_row, Threads::One);
+    }
+}
+
+/// to ← xᵀ with rows `width` apart, for `rows` rows of `dim` elements; lanes past the last row keep what they hold.
+pub fn transpose<R: Real>(x: Matrix<R>, rows: usize, dim: usize, to: &mut [R], width: usize) {
+    // Sixteen rows at a time: what is written stays within a line, what is read within L1.
+    for first in (0..rows).step_by(16) {
+        let last = (first + 16).min(rows);
+        for d in 0..dim {
+            for r in first..last {
+                to[d * width + r] = x.data[r * x.row + d];
+            }
+        }
+    }
+}
