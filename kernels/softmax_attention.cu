@@ -1,7 +1,8 @@
 // Softmax attention in f32, forward and backward; T×S never in memory (FlashAttention-2: Dao 2023, algorithms 1 and 2).
 //
 //   forward   s = scale·q·kᵀ,  lse = log Σ exp(s),  out = Σ exp(s − lse)·v, in one pass over the keys: a row's sum and
-//             output are rescaled when its maximum grows. Exponentials are 2^(x·log2 e), the factor folded into scale.
+//             output are rescaled when its maximum grows. Exponentials are 2^(x·log2 e); the maximum, or lse, is taken
+//             off before that factor, as rounding the product of a large score would cost its digits.
 //   backward  p = exp(s − lse) again, delta = Σ dout∘out − dlse, ds = p∘(dout·vᵀ − delta);
 //             dv = pᵀ·dout, dq = scale·ds·k, dk = scale·dsᵀ·q. Two kernels, so that no sum needs atomics.
 //
@@ -10,7 +11,7 @@
 #include "attention.cuh"
 
 static constexpr int EACH = COLUMNS / 16;  // columns of a slice that a thread owns
-static constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+static constexpr float LOG2_E = 1.4426950408889634f;
 
 // The start of one batch's and head's rows.
 __device__ __forceinline__ const float* head(const View& x, int b, int h) { return x.data + b * x.batch + h * x.head; }
@@ -23,7 +24,6 @@ KERNEL(softmax_attention_forward, 256)
     int tiles = (s.queries + TILE - 1) / TILE;
     int t0 = blockIdx.x % tiles * TILE, bh = blockIdx.x / tiles, b = bh / s.heads, h = bh % s.heads;
     int kv = h / (s.heads / s.kv_heads), column0 = blockIdx.y * COLUMNS;
-    float to_log2 = scale * LOG2_E;
 
     float sum[4][EACH] = {}, top[4], total[4] = {};
     int visible[4];
@@ -43,20 +43,20 @@ KERNEL(softmax_attention_forward, 256)
             float highest = -INFINITY;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                p[i][j] = s0 + tx + 16 * j < visible[i] ? p[i][j] * to_log2 : -INFINITY;
+                p[i][j] = s0 + tx + 16 * j < visible[i] ? p[i][j] * scale : -INFINITY;
                 highest = fmaxf(highest, p[i][j]);
             }
             highest = fmaxf(top[i], row_max(highest));
             // A row that has seen no key yet keeps −inf; 0 stands in so that −inf − (−inf) is never formed.
             float base = highest == -INFINITY ? 0.f : highest;
-            float shrink = exp2_approx(top[i] - base);
+            float shrink = exp2_approx(LOG2_E * (top[i] - base));
             top[i] = highest;
             total[i] *= shrink;
 #pragma unroll
             for (int j = 0; j < EACH; ++j) sum[i][j] *= shrink;
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
-                p[i][j] = exp2_approx(p[i][j] - base);
+                p[i][j] = exp2_approx(LOG2_E * (p[i][j] - base));
                 total[i] += p[i][j];
             }
         }
@@ -76,7 +76,7 @@ KERNEL(softmax_attention_forward, 256)
             if (column < s.value_dim) row[column] = sum[i][j] * inverse;
         }
         if (tx == 0 && blockIdx.y == 0)
-            lse[(long long)bh * s.queries + t] = visible[i] > 0 ? top[i] * LN_2 + logf(all) : -INFINITY;
+            lse[(long long)bh * s.queries + t] = visible[i] > 0 ? top[i] + logf(all) : -INFINITY;
     }
 }
 
@@ -124,7 +124,7 @@ KERNEL(softmax_attention_dq, 256)
     for (int i = 0; i < 4; ++i) {
         int t = min(t0 + ty * 4 + i, s.queries - 1);
         visible[i] = visible_keys(s, lengths, b, t);
-        row_lse[i] = lse[(long long)bh * s.queries + t] * LOG2_E;
+        row_lse[i] = lse[(long long)bh * s.queries + t];
         row_delta[i] = delta[(long long)bh * s.queries + t];
     }
     int end = visible_keys(s, lengths, b, min(t0 + TILE, s.queries) - 1);
@@ -141,7 +141,7 @@ KERNEL(softmax_attention_dq, 256)
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 bool seen = s0 + tx + 16 * j < visible[i];
-                float weight = exp2_approx(fmaf(p[i][j], scale * LOG2_E, -row_lse[i]));
+                float weight = exp2_approx(LOG2_E * fmaf(p[i][j], scale, -row_lse[i]));
                 ds[i][j] = seen ? weight * (ds[i][j] - row_delta[i]) : 0.f;
             }
         put_weights(weights, ds);
@@ -179,13 +179,13 @@ KERNEL(softmax_attention_dkdv, 256)
             for (int j = 0; j < 4; ++j) {
                 int t = t0 + tx + 16 * j;
                 bool inside = t < s.queries;
-                float column_lse = inside ? lse[bh * s.queries + t] * LOG2_E : 0.f;
+                float column_lse = inside ? lse[bh * s.queries + t] : 0.f;
                 float column_delta = inside ? delta[bh * s.queries + t] : 0.f;
                 int visible = inside ? visible_keys(s, lengths, b, t) : 0;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     bool seen = s0 + ty * 4 + i < visible;
-                    p[i][j] = seen ? exp2_approx(fmaf(p[i][j], scale * LOG2_E, -column_lse)) : 0.f;
+                    p[i][j] = seen ? exp2_approx(LOG2_E * fmaf(p[i][j], scale, -column_lse)) : 0.f;
                     ds[i][j] = seen ? p[i][j] * (ds[i][j] - column_delta) : 0.f;
                 }
             }

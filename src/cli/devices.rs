@@ -94,7 +94,7 @@ pub(super) fn describe(name: &str, threads: Option<usize>) -> String {
     let threads = format!("{threads} thread{}", if threads == 1 { "" } else { "s" });
     match name {
         "cpu" => format!("this CPU ({}, {threads})", cpu.name),
-        "emulator" => "the emulator".into(),
+        "emulator" => "the emulator (whose times say nothing about a GPU's)".into(),
         _ => {
             let found = devices().unwrap_or_default().into_iter().find(|d| name == format!("cuda:{}", d.index));
             found.map_or(name.to_owned(), |d| format!("{} ({name})", d.name))

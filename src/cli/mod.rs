@@ -97,10 +97,10 @@ pub fn print(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
-/// [`print`] with an end of line.
+/// [`print()`] with an end of line.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn print_line(text: impl std::fmt::Display) -> Result<()> {
     print(format_args!("{text}\n"))
 }

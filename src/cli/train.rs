@@ -43,8 +43,8 @@ struct LmArgs {
     /// Write over what --out holds
     #[arg(long)]
     overwrite: bool,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout); with its
-    /// tokenizer.json, if that is one of characters
+    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and in the
+    /// characters of its tokenizer.json, where there is one
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;

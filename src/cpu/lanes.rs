@@ -1,7 +1,7 @@
 //! Vectors of the widest kind that the machine has, chosen at run time.
 //!
 //! Numerical code is written once as a [`Kernel`], generic over [`Simd`], and compiled for AVX-512, for AVX2 with FMA
-//! and for plain code. A [`Simd`] value is a proof that the machine has the instructions: [`Level::run`] alone makes
+//! and for plain code. A [`Simd`] value is a proof that the machine has the instructions: [`vectorise`] alone makes
 //! one, after asking the CPU. That is why the vector functions are safe.
 
 use std::fmt::Debug;

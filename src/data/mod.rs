@@ -12,32 +12,28 @@ use crate::error::{Error, Result};
 /// The target that counts for nothing.
 pub const IGNORE: i32 = -1;
 
-/// A row of tokens, each with what a model must predict for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A row of tokens to be learned.
+#[derive(Debug, Clone)]
 pub struct Corpus {
     /// The tokens.
     pub tokens: Vec<i32>,
-    /// For each token, what is to be predicted at the place before it: the token itself, or [`IGNORE`].
-    pub targets: Vec<i32>,
     /// Random blocks start at multiples of this many tokens: 1 for text.
     pub stride: usize,
+    /// Whether the token at this position within a stride is to be predicted.
+    pub counts: fn(usize) -> bool,
 }
 
 impl Corpus {
     /// Text, of which every token is to be predicted.
     pub fn text(tokens: Vec<i32>) -> Corpus {
-        Corpus { targets: tokens.clone(), tokens, stride: 1 }
+        Corpus { tokens, stride: 1, counts: |_| true }
     }
 
-    /// The first nine tenths for training, and the rest for validation.
-    pub fn split(self) -> (Corpus, Corpus) {
-        let cut = self.tokens.len() * 9 / 10;
-        let part = |range: std::ops::Range<usize>| Corpus {
-            tokens: self.tokens[range.clone()].to_vec(),
-            targets: self.targets[range].to_vec(),
-            stride: self.stride,
-        };
-        (part(0..cut), part(cut..self.tokens.len()))
+    /// The first nine tenths, rounded down to whole strides, for training, and the rest for validation.
+    pub fn split(mut self) -> (Corpus, Corpus) {
+        let cut = self.tokens.len() * 9 / 10 / self.stride * self.stride;
+        let validation = Corpus { tokens: self.tokens.split_off(cut), ..self };
+        (self, validation)
     }
 
     /// How many whole blocks follow each other, each with a token after it to predict.
@@ -67,8 +63,9 @@ impl Corpus {
     pub fn append_block(&self, start: usize, block: usize, tokens: &mut Vec<i32>, targets: &mut Vec<i32>) {
         let end = (start + block).min(self.tokens.len().saturating_sub(1)).max(start);
         let padding = block - (end - start);
+        let target = |i: usize| if (self.counts)(i % self.stride) { self.tokens[i] } else { IGNORE };
         tokens.extend(self.tokens.get(start..end).unwrap_or_default());
-        targets.extend(self.targets.get(start + 1..end + 1).unwrap_or_default());
+        targets.extend((start + 1..end + 1).map(target));
         tokens.extend(std::iter::repeat_n(0, padding));
         targets.extend(std::iter::repeat_n(IGNORE, padding));
     }

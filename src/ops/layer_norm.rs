@@ -5,7 +5,6 @@
 
 use crate::case::Case;
 use crate::cpu::Real;
-use crate::cpu::simd::{dot, sum};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Module, Source};
 use crate::op::*;
@@ -65,34 +64,62 @@ impl Op for LayerNorm {
     }
 }
 
+/// y from x, a row of each; returns mean and rstd.
+#[inline(always)]
+fn forward_row<R: Real>(x: &[R], (weight, bias): (&[R], &[R]), eps: R, y: &mut [R], mode: Mode) -> (R, R) {
+    let n = R::from_usize(x.len());
+    let mean = if mode == Mode::Definition { x.iter().copied().sum::<R>() } else { short_sum(x) } / n;
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = x - mean);
+    let squares = if mode == Mode::Definition { y.iter().map(|&y| y * y).sum::<R>() } else { short_dot(y, y) };
+    let rstd = R::ONE / (squares / n + eps).sqrt();
+    y.iter_mut().zip(weight.iter().zip(bias)).for_each(|(y, (&w, &b))| *y = *y * rstd * w + b);
+    (mean, rstd)
+}
+
+/// dx from x and dy, a row of each. `g` and `normal` are working memory of a row.
+#[inline(always)]
+fn backward_row<R: Real>(
+    (x, dy, weight): (&[R], &[R], &[R]),
+    (mean, rstd): (R, R),
+    (g, normal): (&mut [R], &mut [R]),
+    (dx, accumulate): (&mut [R], bool),
+    mode: Mode,
+) {
+    let n = R::from_usize(x.len());
+    g.iter_mut().zip(dy.iter().zip(weight)).for_each(|(g, (&dy, &w))| *g = dy * w);
+    normal.iter_mut().zip(x).for_each(|(normal, &x)| *normal = (x - mean) * rstd);
+    let (sum, dot) = if mode == Mode::Definition {
+        (g.iter().copied().sum::<R>(), g.iter().zip(&*normal).map(|(&g, &x)| g * x).sum::<R>())
+    } else {
+        (short_sum(g), short_dot(g, normal))
+    };
+    let (mean_g, projection) = (sum / n, dot / n);
+    g.iter_mut().zip(&*normal).for_each(|(g, &x)| *g = rstd * (*g - mean_g - x * projection));
+    add_to(dx, g, accumulate);
+}
+
+/// dweight += dy·x̂ and dbias += dy, a row of each.
+#[inline(always)]
+fn add_row<R: Real>(x: &[R], dy: &[R], (mean, rstd): (R, R), d_weight: &mut [R], d_bias: &mut [R]) {
+    d_weight.iter_mut().zip(x.iter().zip(dy)).for_each(|(d, (&x, &dy))| *d += dy * ((x - mean) * rstd));
+    d_bias.iter_mut().zip(dy).for_each(|(d, &dy)| *d += dy);
+}
+
 impl<R: Real> CpuOp<R> for LayerNorm {
     fn forward_cpu(&self, mut io: ForwardCpu<R>, mode: Mode) {
         let (x, weight, bias) = (io.inputs[0].all(), io.inputs[1].all(), io.inputs[2].all());
-        let columns = weight.len();
+        let (columns, eps) = (weight.len(), R::from_f64(self.eps));
         let (y, mean, rstd) = (io.outputs[0].contiguous(), io.saved[0].contiguous(), io.saved[1].contiguous());
-        let (n, eps) = (R::from_usize(columns), R::from_f64(self.eps));
-        let row = |x: &[R], y: &mut [R], mean: &mut R, rstd: &mut R| {
-            if mode == Mode::Definition {
-                let m = x.iter().copied().sum::<R>() / n;
-                *mean = m;
-                *rstd = R::ONE / (x.iter().map(|&x| (x - m) * (x - m)).sum::<R>() / n + eps).sqrt();
-            } else {
-                let m = sum(x) / n;
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y = x - m);
-                *mean = m;
-                *rstd = R::ONE / (dot(y, y) / n + eps).sqrt();
-            }
-            let (m, r) = (*mean, *rstd);
-            for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
-                *y = (x - m) * r * w + b;
-            }
-        };
         let rows = block_rows(columns);
         (y.par_chunks_mut(rows * columns).zip(x.par_chunks(rows * columns)))
             .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
             .for_each(|((y, x), (mean, rstd))| {
                 let rows = y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)).zip(mean.iter_mut().zip(rstd));
-                wide::<R, _>(|| rows.for_each(|((y, x), (mean, rstd))| row(x, y, mean, rstd)));
+                wide::<R, _>(|| {
+                    for ((y, x), (mean, rstd)) in rows {
+                        (*mean, *rstd) = forward_row(x, (weight, bias), eps, y, mode);
+                    }
+                });
             });
     }
 
@@ -101,29 +128,20 @@ impl<R: Real> CpuOp<R> for LayerNorm {
         let (x, weight, dy) = (io.inputs[0].all(), io.inputs[1].all(), dy.all());
         let (mean, rstd) = (io.saved[0].all(), io.saved[1].all());
         let (columns, rows) = (weight.len(), mean.len());
-        let n = R::from_usize(columns);
         let [d_x, d_weight, d_bias] = &mut io.d_inputs[..] else { unreachable!("three inputs") };
-        let block = block_rows(columns);
+        let row_of = |i: usize| (&x[i * columns..][..columns], &dy[i * columns..][..columns], (mean[i], rstd[i]));
 
         if let Some(d) = d_x {
-            let accumulate = d.accumulate;
-            let row = |i: usize, dx: &mut [R], g: &mut [R], normal: &mut [R]| {
-                let (x, dy) = (&x[i * columns..][..columns], &dy[i * columns..][..columns]);
-                let (m, r) = (mean[i], rstd[i]);
-                g.iter_mut().zip(dy).zip(weight).for_each(|((g, &dy), &w)| *g = dy * w);
-                normal.iter_mut().zip(x).for_each(|(normal, &x)| *normal = (x - m) * r);
-                let (mean_g, projection) = if mode == Mode::Definition {
-                    (g.iter().copied().sum::<R>() / n, g.iter().zip(&*normal).map(|(&g, &x)| g * x).sum::<R>() / n)
-                } else {
-                    (sum(g) / n, dot(g, normal) / n)
-                };
-                g.iter_mut().zip(&*normal).for_each(|(g, &x)| *g = r * (*g - mean_g - x * projection));
-                add_to(dx, g, accumulate);
-            };
+            let (block, accumulate) = (block_rows(columns), d.accumulate);
             d.to.contiguous().par_chunks_mut(block * columns).enumerate().for_each(|(b, dx)| {
                 let (mut g, mut normal) = (vec![R::ZERO; columns], vec![R::ZERO; columns]);
-                let rows = dx.chunks_exact_mut(columns).enumerate();
-                wide::<R, _>(|| rows.for_each(|(i, dx)| row(b * block + i, dx, &mut g, &mut normal)));
+                wide::<R, _>(|| {
+                    for (i, dx) in dx.chunks_exact_mut(columns).enumerate() {
+                        let (x, dy, statistics) = row_of(b * block + i);
+                        let working = (&mut g[..], &mut normal[..]);
+                        backward_row((x, dy, weight), statistics, working, (dx, accumulate), mode);
+                    }
+                });
             });
         }
         if d_weight.is_none() && d_bias.is_none() {
@@ -132,12 +150,8 @@ impl<R: Real> CpuOp<R> for LayerNorm {
         let sums = block_sums(rows, columns, 2 * columns, |range, sums| {
             let (d_weight, d_bias) = sums.split_at_mut(columns);
             for i in range {
-                let (x, dy) = (&x[i * columns..][..columns], &dy[i * columns..][..columns]);
-                let (m, r) = (mean[i], rstd[i]);
-                for ((dw, db), (&x, &dy)) in d_weight.iter_mut().zip(&mut *d_bias).zip(x.iter().zip(dy)) {
-                    *dw += dy * (x - m) * r;
-                    *db += dy;
-                }
+                let (x, dy, statistics) = row_of(i);
+                add_row(x, dy, statistics, d_weight, d_bias);
             }
         });
         for (d, sums) in [d_weight, d_bias].into_iter().zip(sums.chunks_exact(columns)) {

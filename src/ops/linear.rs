@@ -148,8 +148,22 @@ fn gelu_by_definition<R: Real>(gelu: Gelu, y: &mut [R], slope: &mut [R]) {
     }
 }
 
-/// The same, vectorised. The tanh form is z·σ(2u), u the argument of tanh: one exponential, and no cancellation at
+/// (g(z), g′(z)) of the tanh form, which is z·σ(2u), u the argument of tanh: one exponential, and no cancellation at
 /// negative z.
+#[inline(always)]
+fn gelu_tanh<R: Real, S: Simd<R>>(s: S, z: S::V) -> (S::V, S::V) {
+    let [limit, scale, cubic] = [20.0, 2.0 * SCALE, 2.0 * SCALE * CUBIC].map(R::from_f64);
+    let (one, three) = (s.splat(R::ONE), s.splat(R::from_f64(3.0)));
+    // Beyond ±20 the derivative is 0 or 1; without the limit, infinity times 0 would come in. NaN stays.
+    let near = s.min(s.splat(limit), s.max(s.splat(-limit), z));
+    let square = near * near * s.splat(cubic);
+    let u2 = (square + s.splat(scale)) * near;
+    let slope_u2 = s.mul_add(square, three, s.splat(scale));
+    let gate = one / (one + s.exp2(u2 * s.splat(R::from_f64(-std::f64::consts::LOG2_E))));
+    (z * gate, s.mul_add(near * slope_u2, gate * (one - gate), gate))
+}
+
+/// y ← g(y), slope ← g′(y) before, vectorised.
 struct GeluTanh<'a, R> {
     y: &'a mut [R],
     slope: &'a mut [R],
@@ -159,28 +173,17 @@ impl<R: Real> Kernel<R> for GeluTanh<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        let constant = |x: f64| s.splat(R::from_f64(x));
-        let one = s.splat(R::ONE);
-        let apply = |z: S::V| {
-            // Beyond ±20 the derivative is 0 or 1; without the limit, infinity times 0 would come in. NaN stays.
-            let near = s.min(constant(20.0), s.max(constant(-20.0), z));
-            let square = near * near;
-            let u2 = s.mul_add(square, constant(2.0 * SCALE * CUBIC), constant(2.0 * SCALE)) * near;
-            let slope_u2 = s.mul_add(square, constant(6.0 * SCALE * CUBIC), constant(2.0 * SCALE));
-            let gate = one / (one + s.exp2(u2 * constant(-std::f64::consts::LOG2_E)));
-            (z * gate, s.mul_add(near * slope_u2, gate * (one - gate), gate))
-        };
         let whole = self.y.len() / S::LANES * S::LANES;
         let (y, y_rest) = self.y.split_at_mut(whole);
         let (slope, slope_rest) = self.slope.split_at_mut(whole);
         for (y, slope) in y.chunks_exact_mut(S::LANES).zip(slope.chunks_exact_mut(S::LANES)) {
-            let (value, derivative) = apply(s.load(y));
+            let (value, derivative) = gelu_tanh(s, s.load(y));
             s.store(value, y);
             s.store(derivative, slope);
         }
         let mut padded = [[R::ZERO; 16]; 2];
         padded[0][..y_rest.len()].copy_from_slice(y_rest);
-        let (value, derivative) = apply(s.load(&padded[0]));
+        let (value, derivative) = gelu_tanh(s, s.load(&padded[0]));
         s.store(value, &mut padded[0]);
         s.store(derivative, &mut padded[1]);
         y_rest.copy_from_slice(&padded[0][..y_rest.len()]);

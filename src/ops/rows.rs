@@ -80,3 +80,26 @@ pub(crate) fn wide<R: Real, T>(loops: impl FnOnce() -> T) -> T {
     }
     vectorise::<R, _>(Wide(loops))
 }
+
+/// Σ xᵢ in sixteen sums, so that [`wide`] code adds vectors. Inlined, unlike the functions of `cpu::simd`: for short rows
+/// a call would cost more than the sum.
+#[inline(always)]
+pub(crate) fn short_sum<R: Real>(x: &[R]) -> R {
+    let mut sums = [R::ZERO; 16];
+    let chunks = x.chunks_exact(16);
+    let rest: R = chunks.remainder().iter().copied().sum();
+    chunks.for_each(|x| sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x));
+    sums.into_iter().sum::<R>() + rest
+}
+
+/// Σ xᵢ·yᵢ likewise.
+#[inline(always)]
+pub(crate) fn short_dot<R: Real>(x: &[R], y: &[R]) -> R {
+    let mut sums = [R::ZERO; 16];
+    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
+    let rest: R = xs.remainder().iter().zip(ys.remainder()).map(|(&x, &y)| x * y).sum();
+    for (x, y) in xs.zip(ys) {
+        sums.iter_mut().zip(x.iter().zip(y)).for_each(|(sum, (&x, &y))| *sum += x * y);
+    }
+    sums.into_iter().sum::<R>() + rest
+}

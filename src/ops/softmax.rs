@@ -18,7 +18,7 @@ const SOURCE: Source = unsafe {
     Source::new("softmax", include_str!("../../kernels/softmax.cu"), &["softmax_forward", "softmax_backward"])
 };
 
-/// Softmax of [x].
+/// Softmax of `x`.
 #[derive(Debug, Clone, Copy)]
 pub struct Softmax {
     /// Along which axis; negative ones count from the end.

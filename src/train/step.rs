@@ -28,6 +28,19 @@ pub struct OptimizerSettings {
 /// Buffers that AdamW keeps, each of the parameters' size: the two means.
 pub const SLOTS: usize = 2;
 
+/// How far capturing the step has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replay {
+    /// Nothing has run: kernels are still to be compiled, which a capture does not allow.
+    Cold,
+    /// A step has run eagerly.
+    Warm,
+    /// Replayed from here on.
+    Captured(usize),
+    /// This device captures nothing.
+    Never,
+}
+
 /// A planned model with its optimiser.
 pub struct TrainingStep {
     plan: Plan,
@@ -39,9 +52,7 @@ pub struct TrainingStep {
     clip: ClipGradientNorm,
     adamw: AdamW,
     seed: u64,
-    /// Whether a step has run eagerly, so that every kernel is compiled before anything is captured.
-    warm: bool,
-    captured: Option<usize>,
+    replay: Replay,
 }
 
 impl TrainingStep {
@@ -62,19 +73,7 @@ impl TrainingStep {
         let decayed = plan.parameter_elements().1;
         let clip = ClipGradientNorm { max_norm };
         let adamw = AdamW { beta1, beta2, eps, weight_decay, decayed };
-        Ok(TrainingStep {
-            plan,
-            tokens,
-            targets,
-            random,
-            loss,
-            settings,
-            clip,
-            adamw,
-            seed,
-            warm: false,
-            captured: None,
-        })
+        Ok(TrainingStep { plan, tokens, targets, random, loss, settings, clip, adamw, seed, replay: Replay::Cold })
     }
 
     /// The plan, whose parameters are trained.
@@ -101,15 +100,17 @@ impl TrainingStep {
         let OptimizerSettings { lr, beta1, beta2, .. } = self.settings;
         let t = (step + 1).min(i32::MAX as u64) as i32;
         self.plan.write_hyper(&[lr, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t)])?;
-        if self.warm && self.captured.is_none() {
-            let device = self.plan.device().clone();
-            self.captured = device.capture(&mut || self.launch())?;
+        if self.replay == Replay::Warm {
+            let captured = self.plan.device().capture(&mut || self.launch())?;
+            self.replay = captured.map_or(Replay::Never, Replay::Captured);
         }
-        match self.captured {
-            Some(captured) => self.plan.device().replay(captured)?,
-            None => self.launch()?,
+        match self.replay {
+            Replay::Captured(captured) => self.plan.device().replay(captured)?,
+            _ => self.launch()?,
         }
-        self.warm = true;
+        if self.replay == Replay::Cold {
+            self.replay = Replay::Warm;
+        }
         Ok(self.plan.read(self.loss)?[0])
     }
 

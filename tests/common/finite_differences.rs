@@ -59,7 +59,7 @@ pub fn check(case: &Case) -> Result<Option<(String, f64)>> {
             moved[i] = values[i];
             let error = (difference - gradient[i]).abs() / scale;
             // A NaN must not look like a small error.
-            if !(error <= worst.1) {
+            if error.is_nan() || error > worst.1 {
                 worst = (format!("{}[{i}]", graph.name(*t)), error);
             }
         }

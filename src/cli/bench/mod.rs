@@ -56,7 +56,7 @@ pub struct Args {
     /// Variants, by name [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
     variants: Vec<String>,
-    /// Lengths [default: 256 to 8192, as far as a minute reaches; on the emulator 16 to 64]
+    /// Lengths [default: 32 to 8192, as far as a minute reaches; on the emulator 16 to 64]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
     lengths: Vec<u32>,
@@ -182,7 +182,7 @@ pub fn main(args: Args) -> Result<Status> {
     let files = Files::new(&args)?;
     let mut lengths: Vec<usize> = match device.name().as_str() {
         "emulator" if args.lengths.is_empty() => vec![16, 32, 64],
-        _ if args.lengths.is_empty() => vec![256, 512, 1024, 2048, 4096, 8192],
+        _ if args.lengths.is_empty() => (5..14).map(|e| 1 << e).collect(),
         _ => args.lengths.iter().map(|&n| n as usize).collect(),
     };
     lengths.sort_unstable();
@@ -223,7 +223,7 @@ pub fn main(args: Args) -> Result<Status> {
             title: format!("Attention {} on {place}", plot::verb(direction)),
             subtitle: subtitle(&setting),
             series: plot::series(&rows, &exponents),
-            marks: plot::marks(&rows, &crossovers),
+            marks: plot::marks(&rows, &crossovers, &is_linear),
         };
         if let Some(to) = &files.svg {
             plot::write_svg(to, &figure)?;

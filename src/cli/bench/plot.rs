@@ -52,9 +52,10 @@ pub fn series(rows: &[Row], exponents: &Exponents) -> Vec<Series> {
     variants(rows).into_iter().map(one).collect()
 }
 
-/// Where variants pass softmax attention.
-pub fn marks(rows: &[Row], crossovers: &[Crossover]) -> Vec<(f64, f64, String)> {
-    let passing = crossovers.iter().filter(|c| c.against == super::SOFTMAX && !c.from_the_start);
+/// Where O(T) variants pass softmax attention.
+pub fn marks(rows: &[Row], crossovers: &[Crossover], is_linear: &dyn Fn(&str) -> bool) -> Vec<(f64, f64, String)> {
+    let passing =
+        crossovers.iter().filter(|c| c.against == super::SOFTMAX && is_linear(c.variant) && !c.from_the_start);
     let mark = |c: &Crossover| {
         let at = c.length?;
         Some((at, interpolated(&points(rows, c.against), at)?, format!("T = {}", about(at))))

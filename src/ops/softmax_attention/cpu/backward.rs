@@ -109,7 +109,7 @@ fn band<R: Real>(
                 }
                 let q = from.q.head(b, h);
                 let q = (&q.0[t * q.1..], q.1);
-                transpose(q, n, s.key_dim, R::from_f64(p.scale * LOG2_E), q_t, width);
+                transpose(q, n, s.key_dim, R::from_f64(p.scale), q_t, width);
                 let d_out = match &from.d_out {
                     Some(d_out) => {
                         let head = d_out.head(b, h);
@@ -133,7 +133,7 @@ fn band<R: Real>(
                 delta.fill(R::ZERO);
                 for i in 0..n {
                     let row = (b * s.heads + h) * s.queries + t + i;
-                    lse[i] = from.lse[row] * R::from_f64(LOG2_E);
+                    lse[i] = from.lse[row];
                     let d = from.d_out.map_or(R::ZERO, |d| dot(d.row(&[b, h, t + i]), from.out.row(&[b, h, t + i])));
                     delta[i] = scale * (d - from.d_lse.map_or(R::ZERO, |d| d[row]));
                 }
@@ -209,11 +209,11 @@ struct Rows<'a, R> {
     width: usize,
     /// Dk and Dv, rounded up to whole vectors.
     columns: (usize, usize),
-    /// (Dk, width): q, transposed, times scale·log₂e.
+    /// (Dk, width): q, transposed, times scale.
     q_t: &'a [R],
     /// (Dv, width): the output gradient, transposed, times scale.
     do_t: &'a [R],
-    /// (width): lse·log₂e, and scale·(D − dlse).
+    /// (width): lse, and scale·(D − dlse).
     lse: &'a [R],
     delta: &'a [R],
     /// (keys of a tile, width): P, and scale·dS.
@@ -273,13 +273,14 @@ fn differentiate<R: Real, S: Simd<R>>(
     lse: S::V,
     delta: S::V,
 ) {
-    let zero = s.splat(R::ZERO);
+    let (zero, log2_e) = (s.splat(R::ZERO), s.splat(R::from_f64(LOG2_E)));
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     // No closure for the common part: it would be compiled without the instruction set.
     for key in 0..some {
         let at = key * tile.width + lane;
         let (x, d) = (&mut probs[at..], &mut ds[at..]);
-        let mut e = s.exp2_small(s.load(x) - lse);
+        // lse is taken off before the factor: rounding the product of a large score would cost its digits.
+        let mut e = s.exp2_small((s.load(x) - lse) * log2_e);
         let mut de = e * (s.load(d) - delta);
         if key >= all {
             let first = tile.first_query(key) - lane;

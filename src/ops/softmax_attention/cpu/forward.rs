@@ -6,7 +6,7 @@ use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::{Mut, Real, Ref};
 use rayon::prelude::*;
-use std::f64::consts::{LN_2, LOG2_E};
+use std::f64::consts::LOG2_E;
 
 /// out and lse, in parallel over tiles of queries.
 pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R]) {
@@ -26,7 +26,7 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
         with_scratch(sizes, |[q_t, scores, sums, v_copy, max, total, factor]| {
             let keys = s.visible(t + queries - 1, s.length(p.lengths, b));
             let (q, q_row) = q.head(b, h);
-            transpose((&q[t * q_row..], q_row), queries, s.key_dim, R::from_f64(p.scale * LOG2_E), q_t, width);
+            transpose((&q[t * q_row..], q_row), queries, s.key_dim, R::from_f64(p.scale), q_t, width);
             let (k, v) = (k.head(b, h / s.group()), v.head(b, h / s.group()));
             let (max, total, sums) = (&mut *max, &mut *total, &mut *sums);
             vectorise(Rows {
@@ -56,7 +56,7 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
                 }
                 let scale = R::ONE / total[i];
                 out.iter_mut().zip(&sums[i * columns..]).for_each(|(out, &sum)| *out = sum * scale);
-                lse[0] = max[i] * R::from_f64(LN_2) + total[i].ln();
+                lse[0] = max[i] + total[i].ln();
             }
         });
     };
@@ -125,7 +125,8 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
     }
 }
 
-/// For one vector of queries: scores become 2ˢᶜᵒʳᵉ⁻ᵐᵃˣ, 0 where invisible; says whether a maximum has changed.
+/// For one vector of queries: scores become eˢᶜᵒʳᵉ⁻ᵐᵃˣ, 0 where invisible; says whether a maximum has changed. The
+/// maximum is taken off before the factor log₂e: rounding the product of a large score would cost its digits.
 #[inline(always)]
 fn softmax_step<R: Real, S: Simd<R>>(
     s: S,
@@ -135,6 +136,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     (max, total, factor): (&mut [R], &mut [R], &mut [R]),
 ) -> bool {
     let width = tile.width;
+    let log2_e = s.splat(R::from_f64(LOG2_E));
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     for key in all..some {
         let x = &mut scores[key * width + lane..];
@@ -162,7 +164,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     for key in (0..some / 2 * 2).step_by(2) {
         for i in 0..2 {
             let x = &mut scores[(key + i) * width + lane..];
-            let e = s.exp2_small(s.load(x) - now);
+            let e = s.exp2_small((s.load(x) - now) * log2_e);
             s.store(e, x);
             sums[i] = sums[i] + e;
         }
@@ -170,11 +172,11 @@ fn softmax_step<R: Real, S: Simd<R>>(
     let mut sum = sums[0] + sums[1];
     if some % 2 > 0 {
         let x = &mut scores[(some - 1) * width + lane..];
-        let e = s.exp2_small(s.load(x) - now);
+        let e = s.exp2_small((s.load(x) - now) * log2_e);
         s.store(e, x);
         sum = sum + e;
     }
-    let shrink = s.exp2_small(before - now);
+    let shrink = s.exp2_small((before - now) * log2_e);
     s.store(now, max);
     s.store(s.mul_add(s.load(total), shrink, sum), total);
     s.store(shrink, factor);
