@@ -11,6 +11,7 @@ mod cpu;
 mod fast;
 mod gpu;
 mod rows;
+mod schedule;
 #[cfg(test)]
 mod tests;
 mod validation;

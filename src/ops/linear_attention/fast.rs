@@ -1,21 +1,14 @@
 //! Linear attention on the CPU in tiles of rows: matrix products on φ(q), φ(k), v and the states.
-//!
-//! What is summed where depends on the shapes only, never on the number of threads, which merely decides the schedule.
 
 use super::FeatureMap;
-use super::cpu::{Gradients, Known, Problem, add, quotient};
+use super::cpu::{Gradients, Known, Problem, quotient};
 use super::rows::{self, product, transpose};
+use super::schedule::{Chunks, ROWS, for_splits, scan, sum_splits, tiles};
 use crate::cpu::lanes::vectorise;
 use crate::cpu::{Matrix, Mut, Real, Ref};
 use crate::op::Gradient;
-use crate::ops::attention::Sizes;
-use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of a tile: of a chunk, where there is a mask.
-const ROWS: usize = 128;
-/// Tiles that one task sums up.
-const TILES: usize = 8;
 /// Queries of a chunk whose products with the chunk's keys stop at the last key that they see.
 const BAND: usize = 32;
 
@@ -128,7 +121,7 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
 }
 
 /// A thread's tiles.
-struct Buffers<R> {
+pub(super) struct Buffers<R> {
     /// φ(q), rows×Dk.
     queries: Vec<R>,
     /// φ(k), rows×Dk.
@@ -142,7 +135,7 @@ struct Buffers<R> {
     /// Rows under construction: out or dv (rows×Dv), and dq or dk (rows×Dk).
     wide: [Vec<R>; 2],
     /// The state that a chunk starts from.
-    state: Vec<R>,
+    pub state: Vec<R>,
     /// S or G transposed, Dv×Dk, and the unit whose total it is, if it is one.
     turned: (Vec<R>, Option<usize>),
     /// φ(k) transposed, Dk×[`ROWS`].
@@ -152,7 +145,7 @@ struct Buffers<R> {
 }
 
 impl<R: Real> Buffers<R> {
-    fn new(p: &Problem<R>) -> Self {
+    pub fn new(p: &Problem<R>) -> Self {
         let (dk, dv) = (p.sizes.key_dim, p.sizes.value_dim);
         let zeros = |n| vec![R::ZERO; n];
         Buffers {
@@ -430,7 +423,7 @@ impl<'a, R: Real> Problem<'a, R> {
     }
 }
 
-/// Writes or adds one row of a gradient: x·factor, by way of slopes where features are given.
+/// Writes or adds one row of a gradient: x·factor, and times φ′ where features are given.
 fn finish<R: Real>(to: &Gradient<Mut<R>>, index: [usize; 3], x: &[R], factor: R, slopes: Option<(FeatureMap, &[R])>) {
     // SAFETY: each task writes its own rows, one at a time.
     let row = unsafe { to.to.row(&index) };
@@ -451,149 +444,4 @@ fn rows_of<'a, R: Real>(x: &Ref<'a, R>, b: usize, h: usize, from: usize) -> Matr
 /// A matrix without its first rows.
 fn below<R>(x: Matrix<R>, rows: usize) -> Matrix<R> {
     Matrix { data: &x.data[rows * x.row..], ..x }
-}
-
-/// A range in tiles of at most [`ROWS`].
-fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    rows.clone().step_by(ROWS).map(move |i| i..(i + ROWS).min(rows.end))
-}
-
-/// How a unit's rows are split into tasks: [`TILES`] tiles each.
-fn splits(rows: usize) -> usize {
-    rows.div_ceil(ROWS * TILES).max(1)
-}
-
-fn split(rows: usize, i: usize) -> Range<usize> {
-    i * ROWS * TILES..((i + 1) * ROWS * TILES).min(rows)
-}
-
-/// Calls `work` on every split of every unit's rows.
-fn for_splits<R: Real>(p: &Problem<R>, rows: usize, work: impl Fn(usize, Range<usize>, &mut Buffers<R>) + Sync) {
-    let n = splits(rows);
-    (0..p.units() * n)
-        .into_par_iter()
-        .for_each_init(|| Buffers::new(p), |buffers, task| work(task / n, split(rows, task % n), buffers));
-}
-
-/// The state of each unit: sums over its splits, tile by tile, and then over the splits in order.
-fn sum_splits<R: Real>(
-    p: &Problem<R>,
-    rows: usize,
-    totals: &mut [R],
-    work: impl Fn(usize, Range<usize>, &mut [R], &mut Buffers<R>) + Sync,
-) {
-    let (n, len) = (splits(rows), p.state_len());
-    let sum_up = |task: usize, sum: &mut [R], buffers: &mut Buffers<R>| {
-        sum.fill(R::ZERO);
-        tiles(split(rows, task % n)).for_each(|rows| work(task / n, rows, sum, buffers));
-    };
-    if n == 1 {
-        let parts = totals.par_chunks_exact_mut(len).enumerate();
-        return parts.for_each_init(|| Buffers::new(p), |buffers, (task, sum)| sum_up(task, sum, buffers));
-    }
-    let mut parts = vec![R::ZERO; p.units() * n * len];
-    let each = parts.par_chunks_exact_mut(len).enumerate();
-    each.for_each_init(|| Buffers::new(p), |buffers, (task, sum)| sum_up(task, sum, buffers));
-    totals.par_chunks_exact_mut(len).zip(parts.par_chunks_exact(n * len)).for_each(|(total, parts)| {
-        total.copy_from_slice(&parts[..len]);
-        parts.chunks_exact(len).skip(1).for_each(|part| add(total, part));
-    });
-}
-
-/// Chunks of queries and of the keys that the mask pairs with them: query t's last key, t + S − T, lies in the
-/// chunk of the same number as t.
-struct Chunks {
-    queries: usize,
-    keys: usize,
-    /// Chunk 0 of the keys starts this far before the first key.
-    pad: i64,
-    /// The first query's chunk; negative where there are more queries than keys.
-    first: i64,
-    range: Range<i64>,
-}
-
-impl Chunks {
-    fn of(s: &Sizes) -> Self {
-        let rows = ROWS as i64;
-        let offset = s.keys as i64 - s.queries as i64;
-        let pad = (-offset).rem_euclid(rows);
-        let first = (offset + pad) / rows;
-        let end = (s.keys as i64 + pad + rows - 1) / rows;
-        Chunks { queries: s.queries, keys: s.keys, pad, first, range: first.min(0)..end }
-    }
-    fn clamp(from: i64, size: usize) -> Range<usize> {
-        from.clamp(0, size as i64) as usize..(from + ROWS as i64).clamp(0, size as i64) as usize
-    }
-    fn queries(&self, chunk: i64) -> Range<usize> {
-        Self::clamp((chunk - self.first) * ROWS as i64, self.queries)
-    }
-    fn keys(&self, chunk: i64, length: usize) -> Range<usize> {
-        Self::clamp(chunk * ROWS as i64 - self.pad, length.min(self.keys))
-    }
-}
-
-/// Visits every chunk of every unit with the state before it (in `reverse`: after it): the sum of whole segments,
-/// plus the running sum within the segment, to which the visit adds its own chunk. `sum_up` adds a chunk and nothing else: where there are more
-/// threads than units, it runs first over all segments, so that they can be visited at the same time.
-fn scan<R: Real>(
-    p: &Problem<R>,
-    chunks: &Chunks,
-    reverse: bool,
-    sum_up: impl Fn(usize, i64, &mut [R], &mut Buffers<R>) + Sync,
-    visit: impl Fn(usize, i64, Option<&[R]>, &mut [R], &mut Buffers<R>) + Sync,
-) {
-    let (len, units) = (p.state_len(), p.units());
-    let count = (chunks.range.end - chunks.range.start) as usize;
-    let segments = count.div_ceil(TILES);
-    // The i-th chunk to be visited.
-    let chunk = |i: usize| {
-        if reverse { chunks.range.end - 1 - i as i64 } else { chunks.range.start + i as i64 }
-    };
-    let of_segment = |segment: usize| segment * TILES..((segment + 1) * TILES).min(count);
-    let visit_segment = |unit: usize, segment: usize, base: &[R], sum: &mut [R], buffers: &mut Buffers<R>| {
-        sum.fill(R::ZERO);
-        for i in of_segment(segment) {
-            let mut state = std::mem::take(&mut buffers.state);
-            vectorise(rows::Add { to: &mut state, a: base, b: sum });
-            visit(unit, chunk(i), (i > 0).then_some(&state[..]), sum, buffers);
-            buffers.state = state;
-        }
-    };
-    if segments > 1 && rayon::current_num_threads() > units {
-        let mut parts = vec![R::ZERO; units * segments * len];
-        let each = parts.par_chunks_exact_mut(len).enumerate();
-        each.for_each_init(
-            || Buffers::new(p),
-            |buffers, (task, sum)| {
-                of_segment(task % segments).for_each(|i| sum_up(task / segments, chunk(i), sum, buffers));
-            },
-        );
-        // From each segment's sum to the sum of those before it.
-        parts.par_chunks_exact_mut(segments * len).for_each(|parts| {
-            let mut base = vec![R::ZERO; len];
-            for part in parts.chunks_exact_mut(len) {
-                part.iter_mut().zip(&mut base).for_each(|(part, base)| {
-                    let sum = *part;
-                    *part = *base;
-                    *base += sum;
-                });
-            }
-        });
-        let each = parts.par_chunks_exact(len).enumerate();
-        each.for_each_init(
-            || (Buffers::new(p), vec![R::ZERO; len]),
-            |(buffers, sum), (task, base)| visit_segment(task / segments, task % segments, base, sum, buffers),
-        );
-    } else {
-        (0..units).into_par_iter().for_each_init(
-            || (Buffers::new(p), vec![R::ZERO; len], vec![R::ZERO; len]),
-            |(buffers, base, sum), unit| {
-                base.fill(R::ZERO);
-                for segment in 0..segments {
-                    visit_segment(unit, segment, base, sum, buffers);
-                    add(base, sum);
-                }
-            },
-        );
-    }
 }

@@ -223,7 +223,7 @@ impl<R: Real> Kernel<R> for AddRowSums<'_, R> {
     }
 }
 
-/// to ← x·factor, by way of slopes where features are given; or to += it.
+/// to ← x·factor, and times φ′ where features are given; or to += it.
 pub struct Finish<'a, R> {
     pub to: &'a mut [R],
     pub x: &'a [R],
