@@ -1,10 +1,14 @@
-//! What all attention variants share: shapes, which keys a query sees, and the output's layout.
+//! What all attention variants share: shapes, which keys a query sees, the output's layout, their tensors in
+//! `attn run`, and their validation cases.
 //!
 //! Key s is visible to query t iff (not causal, or s ≤ t + S − T) and s < key_lengths\[b\]. Alignment is bottom-right
 //! and uses the padded S. Query head h reads key/value head ⌊h·Hk/H⌋.
 
+use crate::case::Case;
 use crate::error::{Error, Result};
+use crate::graph::{Graph, Tensor};
 use crate::op::{Kind, Output, Spec};
+use crate::run_spec::{OptionDoc, RunGraph, TensorDoc};
 use bytemuck::{Pod, Zeroable};
 
 /// `Sizes` of `kernels/attention.cuh`.
@@ -123,4 +127,77 @@ impl Sizes {
         let k = self.batch * self.kv_heads * self.keys * (self.key_dim + self.value_dim);
         4.0 * (q + k) as f64
     }
+}
+
+const QKV: [TensorDoc; 4] = [
+    TensorDoc { name: "q", shape: "(B,H,T,Dk)", optional: false },
+    TensorDoc { name: "k", shape: "(B,Hk,S,Dk)", optional: false },
+    TensorDoc { name: "v", shape: "(B,Hk,S,Dv)", optional: false },
+    TensorDoc { name: "key_lengths", shape: "(B)", optional: true },
+];
+
+/// q, k, v and perhaps key_lengths of a user's file, for every attention variant.
+pub(crate) fn bind(run: &mut RunGraph) -> Result<Vec<Tensor>> {
+    let mut inputs = Vec::new();
+    for doc in &QKV[..3] {
+        inputs.push(run.real(doc.name, doc.shape)?);
+    }
+    if run.has("key_lengths") {
+        let (batch, keys) = (run.graph.shape(inputs[1])[0], run.graph.shape(inputs[1])[2]);
+        inputs.push(run.ints("key_lengths", &[batch], 0..keys as i64 + 1)?);
+    }
+    Ok(inputs)
+}
+
+/// What every attention variant takes.
+pub(crate) const ATTENTION_INPUTS: &[TensorDoc] = &QKV;
+/// `--causal`.
+pub(crate) const CAUSAL: OptionDoc =
+    OptionDoc { name: "causal", value: None, help: "query t sees key s only if s ≤ t + S − T (bottom-right)" };
+/// `--scale X`.
+pub(crate) const SCALE: OptionDoc = OptionDoc { name: "scale", value: Some("X"), help: "factor of the scores" };
+
+/// Shapes of an attention case, shared by the variants: sizes of q, k, v.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    /// B, H, Hk.
+    pub heads: (usize, usize, usize),
+    /// T, S.
+    pub lengths: (usize, usize),
+    /// Dk, Dv.
+    pub dims: (usize, usize),
+}
+
+/// A case on standard normal q, k, v: `key_lengths` are given where not empty.
+pub(crate) fn attention_case(
+    shape: Shape,
+    causal: bool,
+    key_lengths: &'static [i32],
+    record: impl Fn(&mut Graph, &[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
+) -> Case {
+    let Shape { heads: (b, h, hk), lengths: (t, s), dims: (dk, dv) } = shape;
+    let mut name = format!("B{b} H{h}");
+    if hk != h {
+        name += &format!("/{hk}");
+    }
+    name += &format!(" T{t}");
+    if s != t {
+        name += &format!("×{s}");
+    }
+    name += &format!(" D{dk}");
+    if dv != dk {
+        name += &format!("×{dv}");
+    }
+    name += if causal { " causal" } else { "" };
+    if !key_lengths.is_empty() {
+        name += &format!(" lengths {key_lengths:?}");
+    }
+    Case::new(name, move |g| {
+        let mut inputs =
+            vec![g.normal("q", &[b, h, t, dk]), g.normal("k", &[b, hk, s, dk]), g.normal("v", &[b, hk, s, dv])];
+        if !key_lengths.is_empty() {
+            inputs.push(g.ints("key_lengths", &[b], 0..s as i64 + 1, key_lengths.to_vec()));
+        }
+        record(g, &inputs)
+    })
 }

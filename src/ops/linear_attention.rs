@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
-use crate::ops::softmax_attention::{ATTENTION_INPUTS, CAUSAL, bind};
+use crate::ops::attention::{ATTENTION_INPUTS, CAUSAL, bind};
 use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
 use std::fmt;
 use std::str::FromStr;

@@ -12,7 +12,8 @@ use crate::graph::{Graph, Tensor};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
-use crate::ops::softmax_attention::{ATTENTION_INPUTS, CAUSAL, Launcher, SCALE, Shape, attention_case, bind, cpu};
+use crate::ops::attention::{ATTENTION_INPUTS, CAUSAL, SCALE, Shape, attention_case, bind};
+use crate::ops::softmax_attention::{Launcher, cpu};
 use crate::run_spec::{RunSpec, TensorDoc};
 
 const ENTRIES: &[&str] = &["mean_similarity_row_means", "mean_similarity_spread"];

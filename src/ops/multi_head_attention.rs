@@ -7,8 +7,9 @@ use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::ops::Entry;
+use crate::ops::attention::CAUSAL;
 use crate::ops::linear::{Linear, WeightLayout};
-use crate::ops::softmax_attention::{CAUSAL, SoftmaxAttention};
+use crate::ops::softmax_attention::SoftmaxAttention;
 use crate::run_spec::{Given, OptionDoc, RunGraph, RunSpec, TensorDoc};
 
 /// In the registry.

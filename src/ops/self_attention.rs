@@ -6,8 +6,9 @@ use crate::case::Case;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::ops::Entry;
+use crate::ops::attention::CAUSAL;
 use crate::ops::linear::{Linear, WeightLayout};
-use crate::ops::softmax_attention::{CAUSAL, SoftmaxAttention};
+use crate::ops::softmax_attention::SoftmaxAttention;
 use crate::run_spec::{RunSpec, TensorDoc};
 
 /// In the registry.

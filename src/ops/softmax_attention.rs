@@ -13,8 +13,8 @@ use crate::gpu::{Gpu, Launch, Module, Source, View};
 use crate::graph::{Graph, Tensor};
 use crate::op::*;
 use crate::ops::Entry;
-use crate::ops::attention::{KernelSizes, Sizes};
-use crate::run_spec::{OptionDoc, RunGraph, RunSpec, TensorDoc};
+use crate::ops::attention::{ATTENTION_INPUTS, CAUSAL, KernelSizes, SCALE, Shape, Sizes, attention_case, bind};
+use crate::run_spec::{RunSpec, TensorDoc};
 
 const ENTRIES: &[&str] =
     &["softmax_attention_forward", "softmax_attention_delta", "softmax_attention_dq", "softmax_attention_dkdv"];
@@ -227,34 +227,6 @@ impl GpuOp for SoftmaxAttention {
     }
 }
 
-const QKV: [TensorDoc; 4] = [
-    TensorDoc { name: "q", shape: "(B,H,T,Dk)", optional: false },
-    TensorDoc { name: "k", shape: "(B,Hk,S,Dk)", optional: false },
-    TensorDoc { name: "v", shape: "(B,Hk,S,Dv)", optional: false },
-    TensorDoc { name: "key_lengths", shape: "(B)", optional: true },
-];
-
-/// q, k, v and perhaps key_lengths of a user's file, for every attention variant.
-pub(crate) fn bind(run: &mut RunGraph) -> Result<Vec<Tensor>> {
-    let mut inputs = Vec::new();
-    for doc in &QKV[..3] {
-        inputs.push(run.real(doc.name, doc.shape)?);
-    }
-    if run.has("key_lengths") {
-        let (batch, keys) = (run.graph.shape(inputs[1])[0], run.graph.shape(inputs[1])[2]);
-        inputs.push(run.ints("key_lengths", &[batch], 0..keys as i64 + 1)?);
-    }
-    Ok(inputs)
-}
-
-/// What every attention variant takes.
-pub(crate) const ATTENTION_INPUTS: &[TensorDoc] = &QKV;
-/// `--causal`.
-pub(crate) const CAUSAL: OptionDoc =
-    OptionDoc { name: "causal", value: None, help: "query t sees key s only if s ≤ t + S − T (bottom-right)" };
-/// `--scale X`.
-pub(crate) const SCALE: OptionDoc = OptionDoc { name: "scale", value: Some("X"), help: "factor of the scores" };
-
 static RUN: RunSpec = RunSpec {
     inputs: ATTENTION_INPUTS,
     outputs: &[
@@ -268,51 +240,6 @@ static RUN: RunSpec = RunSpec {
         run.graph.record(op, &inputs)
     },
 };
-
-/// Shapes of an attention case, shared by the variants: sizes of q, k, v.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shape {
-    /// B, H, Hk.
-    pub heads: (usize, usize, usize),
-    /// T, S.
-    pub lengths: (usize, usize),
-    /// Dk, Dv.
-    pub dims: (usize, usize),
-}
-
-/// A case on standard normal q, k, v: `key_lengths` are given where not empty.
-pub(crate) fn attention_case(
-    shape: Shape,
-    causal: bool,
-    key_lengths: &'static [i32],
-    record: impl Fn(&mut Graph, &[Tensor]) -> Result<Vec<Tensor>> + Send + Sync + 'static,
-) -> Case {
-    let Shape { heads: (b, h, hk), lengths: (t, s), dims: (dk, dv) } = shape;
-    let mut name = format!("B{b} H{h}");
-    if hk != h {
-        name += &format!("/{hk}");
-    }
-    name += &format!(" T{t}");
-    if s != t {
-        name += &format!("×{s}");
-    }
-    name += &format!(" D{dk}");
-    if dv != dk {
-        name += &format!("×{dv}");
-    }
-    name += if causal { " causal" } else { "" };
-    if !key_lengths.is_empty() {
-        name += &format!(" lengths {key_lengths:?}");
-    }
-    Case::new(name, move |g| {
-        let mut inputs =
-            vec![g.normal("q", &[b, h, t, dk]), g.normal("k", &[b, hk, s, dk]), g.normal("v", &[b, hk, s, dv])];
-        if !key_lengths.is_empty() {
-            inputs.push(g.ints("key_lengths", &[b], 0..s as i64 + 1, key_lengths.to_vec()));
-        }
-        record(g, &inputs)
-    })
-}
 
 /// One covering list: each awkward size, mask and layout at least once, alone and beside others.
 fn cases() -> Vec<Case> {
