@@ -7,7 +7,8 @@
 Softmax attention against torch.nn.functional.scaled_dot_product_attention, linear attention (elu + 1) against plain
 products, and where it is causal against a chunked form with the chunk that suits PyTorch best. Batch 1, 8 heads of
 size 64, float32, the same number of threads. Each case is measured in rounds that alternate between the two, each warmed
-and each a median of repeated runs; the table shows the median over the rounds, and as `best` the ratio of the fastest runs. A ratio below 1 means that attn is faster.
+and each a median of repeated runs; the table shows the median over the rounds, and as `best` the ratio of the fastest
+runs. A ratio below 1 means that attn is faster.
 On a machine with other work the ratios flatter attn: PyTorch's threads wait for each other at every step.
 """
 

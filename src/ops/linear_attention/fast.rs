@@ -7,6 +7,8 @@ use super::schedule::{Chunks, ROWS, for_splits, scan, sum_splits, tiles};
 use crate::cpu::lanes::vectorise;
 use crate::cpu::{Matrix, Mut, Real, Ref};
 use crate::op::Gradient;
+use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Queries of a chunk whose products with the chunk's keys stop at the last key that they see.
@@ -122,6 +124,8 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
 
 /// A thread's tiles.
 pub(super) struct Buffers<R> {
+    /// Dk and Dv.
+    sizes: (usize, usize),
     /// φ(q), rows×Dk.
     queries: Vec<R>,
     /// φ(k), rows×Dk.
@@ -144,11 +148,42 @@ pub(super) struct Buffers<R> {
     values_t: Vec<R>,
 }
 
-impl<R: Real> Buffers<R> {
+thread_local! {
+    /// The buffers that this thread used last: making them anew costs more than a short sequence does.
+    static KEPT: Cell<Option<Box<dyn Any>>> = const { Cell::new(None) };
+}
+
+/// A thread's buffers, given back to it when dropped.
+pub(super) struct Kept<R: Real>(Option<Box<Buffers<R>>>);
+
+impl<R: Real> Kept<R> {
+    /// The thread's own, where the head sizes are those that they were made for.
     pub fn new(p: &Problem<R>) -> Self {
+        let fits = |b: &Buffers<R>| b.sizes == (p.sizes.key_dim, p.sizes.value_dim);
+        let kept = KEPT.take().and_then(|b| b.downcast().ok()).filter(|b| fits(b));
+        let mut buffers = kept.unwrap_or_else(|| Box::new(Buffers::new(p)));
+        buffers.turned.1 = None; // another call's unit
+        Kept(Some(buffers))
+    }
+
+    /// To work with.
+    pub fn get(&mut self) -> &mut Buffers<R> {
+        self.0.as_mut().expect("there until dropped")
+    }
+}
+
+impl<R: Real> Drop for Kept<R> {
+    fn drop(&mut self) {
+        KEPT.set(self.0.take().map(|b| b as Box<dyn Any>));
+    }
+}
+
+impl<R: Real> Buffers<R> {
+    fn new(p: &Problem<R>) -> Self {
         let (dk, dv) = (p.sizes.key_dim, p.sizes.value_dim);
         let zeros = |n| vec![R::ZERO; n];
         Buffers {
+            sizes: (dk, dv),
             queries: zeros(ROWS * dk),
             keys: zeros(ROWS * dk),
             inverse: zeros(ROWS),

@@ -3,7 +3,7 @@
 //! What is summed where depends on the shapes only, never on the number of threads, which merely decides the schedule.
 
 use super::cpu::{Problem, add};
-use super::fast::Buffers;
+use super::fast::{Buffers, Kept};
 use super::rows;
 use crate::cpu::Real;
 use crate::cpu::lanes::vectorise;
@@ -39,7 +39,7 @@ pub(super) fn for_splits<R: Real>(
     let n = splits(rows);
     (0..p.units() * n)
         .into_par_iter()
-        .for_each_init(|| Buffers::new(p), |buffers, task| work(task / n, split(rows, task % n), buffers));
+        .for_each_init(|| Kept::new(p), |kept, task| work(task / n, split(rows, task % n), kept.get()));
 }
 
 /// The state of each unit: sums over its splits, tile by tile, and then over the splits in order.
@@ -56,11 +56,11 @@ pub(super) fn sum_splits<R: Real>(
     };
     if n == 1 {
         let parts = totals.par_chunks_exact_mut(len).enumerate();
-        return parts.for_each_init(|| Buffers::new(p), |buffers, (task, sum)| sum_up(task, sum, buffers));
+        return parts.for_each_init(|| Kept::new(p), |kept, (task, sum)| sum_up(task, sum, kept.get()));
     }
     let mut parts = vec![R::ZERO; p.units() * n * len];
     let each = parts.par_chunks_exact_mut(len).enumerate();
-    each.for_each_init(|| Buffers::new(p), |buffers, (task, sum)| sum_up(task, sum, buffers));
+    each.for_each_init(|| Kept::new(p), |kept, (task, sum)| sum_up(task, sum, kept.get()));
     totals.par_chunks_exact_mut(len).zip(parts.par_chunks_exact(n * len)).for_each(|(total, parts)| {
         total.copy_from_slice(&parts[..len]);
         parts.chunks_exact(len).skip(1).for_each(|part| add(total, part));
@@ -132,9 +132,9 @@ pub(super) fn scan<R: Real>(
         let mut parts = vec![R::ZERO; units * segments * len];
         let each = parts.par_chunks_exact_mut(len).enumerate();
         each.for_each_init(
-            || Buffers::new(p),
-            |buffers, (task, sum)| {
-                of_segment(task % segments).for_each(|i| sum_up(task / segments, chunk(i), sum, buffers));
+            || Kept::new(p),
+            |kept, (task, sum)| {
+                of_segment(task % segments).for_each(|i| sum_up(task / segments, chunk(i), sum, kept.get()));
             },
         );
         // From each segment's sum to the sum of those before it.
@@ -150,16 +150,16 @@ pub(super) fn scan<R: Real>(
         });
         let each = parts.par_chunks_exact(len).enumerate();
         each.for_each_init(
-            || (Buffers::new(p), vec![R::ZERO; len]),
-            |(buffers, sum), (task, base)| visit_segment(task / segments, task % segments, base, sum, buffers),
+            || (Kept::new(p), vec![R::ZERO; len]),
+            |(kept, sum), (task, base)| visit_segment(task / segments, task % segments, base, sum, kept.get()),
         );
     } else {
         (0..units).into_par_iter().for_each_init(
-            || (Buffers::new(p), vec![R::ZERO; len], vec![R::ZERO; len]),
-            |(buffers, base, sum), unit| {
+            || (Kept::new(p), vec![R::ZERO; len], vec![R::ZERO; len]),
+            |(kept, base, sum), unit| {
                 base.fill(R::ZERO);
                 for segment in 0..segments {
-                    visit_segment(unit, segment, base, sum, buffers);
+                    visit_segment(unit, segment, base, sum, kept.get());
                     add(base, sum);
                 }
             },
