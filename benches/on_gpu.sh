@@ -4,7 +4,7 @@
 #
 #     benches/on_gpu.sh OUT [TEXT]
 #
-# Before, where Rust is: cargo build --release && cargo test --release --no-run --test cuda_driver
+# Before, where Rust is: cargo build --release && cargo test --release --no-run --features gpu-tests --test cuda_driver
 #                        target/release/attn kernels build --arch 90a --install --out kernels-built   (where no NVRTC is)
 # ATTN (the binary), CUDA_TESTS (the test binary) and ATTN_KERNELS (prebuilt cubins) may be given in the environment.
 set -u
