@@ -62,8 +62,9 @@ pub trait Simd<R>: Copy + Debug {
     fn power(self, shifted: Self::V) -> Self::V;
     /// 2ˣ with relative error under 2e-7 (f32) or 4e-16 (f64); 0 at −∞, NaN at NaN.
     fn exp2(self, x: Self::V) -> Self::V;
-    /// As [`Simd::exp2`], faster, for x up to 1; what would be denormal is 0.
-    fn exp2_small(self, x: Self::V) -> Self::V;
+    /// eˣ for x up to ½, faster than [`Simd::exp2`]; what would be denormal is 0. x·log₂e is never rounded, so that
+    /// large |x| cost no accuracy.
+    fn exp_small(self, x: Self::V) -> Self::V;
     /// A kernel as a function of its own, compiled for this instruction set.
     fn call<K: Kernel<R>>(self, k: K) -> K::Output;
 }
@@ -144,16 +145,21 @@ const EXP2: [f32; 6] = [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222
 /// The integer part goes straight into the exponent; adding 1.5·2²³ rounds to it. At −127 the factor is 0, and
 /// NaN·0 stays NaN.
 #[inline(always)]
-fn exp2_small_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
-    let x = s.max(s.splat(-127.0), x);
-    let shift = s.splat(12_582_912.0 + 127.0);
-    let shifted = x + shift;
-    polynomial(s, x - (shifted - shift), &EXP2) * s.power(shifted)
+fn exp_small_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
+    let x = s.max(s.splat(-88.0), x);
+    let (factor, shift) = (s.splat(std::f32::consts::LOG2_E), s.splat(12_582_912.0 + 127.0));
+    let shifted = s.mul_add(x, factor, shift);
+    polynomial(s, s.mul_add(x, factor, shift - shifted), &EXP2) * s.power(shifted)
 }
 
+/// eˣ = 2ᵗ·2ᵉ with t = x·log₂e rounded and e what rounding lost.
 #[inline(always)]
-fn exp2_small_f64<S: Simd<f64>>(s: S, x: S::V) -> S::V {
-    exp2_f64(s, x)
+fn exp_small_f64<S: Simd<f64>>(s: S, x: S::V) -> S::V {
+    let (x, factor) = (s.max(s.splat(-800.0), x), s.splat(std::f64::consts::LOG2_E));
+    let t = x * factor;
+    let lost = s.mul_add(x, factor, s.splat(0.0) - t) * s.splat(std::f64::consts::LN_2);
+    let power = s.exp2(t);
+    s.mul_add(power, lost, power)
 }
 
 /// 2ˣ = 2ⁿ·2ᶠ with n the nearest integer.
@@ -198,7 +204,7 @@ struct Plain;
 struct Four<R>([R; 4]);
 
 macro_rules! plain {
-    ($t:ident, $bits:ident, $int:ident, $mantissa:literal, $bias:literal, $exp2:ident, $exp2_small:ident) => {
+    ($t:ident, $bits:ident, $int:ident, $mantissa:literal, $bias:literal, $exp2:ident, $exp_small:ident) => {
         plain!(@op $t, Add, add, +);
         plain!(@op $t, Sub, sub, -);
         plain!(@op $t, Mul, mul, *);
@@ -284,8 +290,8 @@ macro_rules! plain {
                 $exp2(self, x)
             }
             #[inline(always)]
-            fn exp2_small(self, x: Four<$t>) -> Four<$t> {
-                $exp2_small(self, x)
+            fn exp_small(self, x: Four<$t>) -> Four<$t> {
+                $exp_small(self, x)
             }
             #[inline(always)]
             fn call<K: Kernel<$t>>(self, k: K) -> K::Output {
@@ -303,8 +309,8 @@ macro_rules! plain {
         }
     };
 }
-plain!(f32, u32, i32, 23, 127, exp2_f32, exp2_small_f32);
-plain!(f64, u64, i64, 52, 1023, exp2_f64, exp2_small_f64);
+plain!(f32, u32, i32, 23, 127, exp2_f32, exp_small_f32);
+plain!(f64, u64, i64, 52, 1023, exp2_f64, exp_small_f64);
 
 #[cfg(not(target_arch = "x86_64"))]
 macro_rules! vectors {

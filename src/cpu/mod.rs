@@ -8,8 +8,9 @@ pub mod real;
 pub mod scratch;
 pub mod simd;
 pub mod strided;
+pub mod tasks;
 
 pub use device::{Cpu, Typed};
 pub use gemm::{Gemm, Matrix, Threads};
 pub use real::Real;
-pub use strided::{Mut, Ref};
+pub use strided::{Mut, Ref, Rows};

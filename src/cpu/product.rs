@@ -1,5 +1,6 @@
 //! Small matrix products inside a fused kernel: operands lie in cache, and are read where they are.
 
+use super::Rows;
 use super::lanes::{Kernel, Simd};
 
 /// C ← A·B, or C ← C + A·B. A is m×k with any strides; rows of B and C are whole vectors, `columns` long.
@@ -19,10 +20,8 @@ pub struct Product<'a, R> {
     pub b: &'a [R],
     /// Elements from one row of B to the next.
     pub b_row: usize,
-    /// C, from its first element on.
-    pub c: &'a mut [R],
-    /// Elements from one row of C to the next.
-    pub c_row: usize,
+    /// C. Nothing else refers to these rows meanwhile.
+    pub c: Rows<'a, R>,
     /// Whether to add to C; otherwise C is not read.
     pub add: bool,
 }
@@ -127,12 +126,12 @@ impl<R: Copy + Default> Kernel<R> for Product<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        let Product { m, k, columns, a, a_strides, b, b_row, c, c_row, add } = self;
+        let Product { m, k, columns, a, a_strides, b, b_row, c, add } = self;
         if m == 0 || columns == 0 {
             return;
         }
         assert!(columns % S::LANES == 0, "rows of whole vectors");
-        assert!(c.len() >= (m - 1) * c_row + columns, "C is too short");
+        let (c, c_row) = c.block(m, columns);
         if k > 0 {
             assert!(a.len() > (m - 1) * a_strides.0 + (k - 1) * a_strides.1, "A is too short");
             assert!(b.len() >= (k - 1) * b_row + columns, "B is too short");
@@ -140,7 +139,7 @@ impl<R: Copy + Default> Kernel<R> for Product<'_, R> {
         let mut done = 0;
         while done < columns {
             let left = (columns - done) / S::LANES;
-            // SAFETY: the assertions above hold for every strip, and `c` is borrowed exclusively; pointers
+            // SAFETY: the assertions above hold for every strip, and `c` is this product's alone; pointers
             // pass the ends only after the last access, hence `wrapping_add`.
             unsafe {
                 let p = Block {
@@ -149,7 +148,7 @@ impl<R: Copy + Default> Kernel<R> for Product<'_, R> {
                     a_strides,
                     b: b.as_ptr().wrapping_add(done),
                     b_row,
-                    c: c.as_mut_ptr().add(done),
+                    c: c.wrapping_add(done),
                     c_row,
                     add,
                 };

@@ -1,11 +1,42 @@
 //! Working memory of a thread, kept from call to call.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
 
 /// A cache line: what every part of the scratch starts at.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 struct Line([u8; 64]);
+
+/// Zeros to work in, from a cache line on: a vector that straddles two lines takes twice as long to load.
+#[derive(Debug, Clone, Default)]
+pub struct Aligned<R> {
+    lines: Vec<Line>,
+    len: usize,
+    elements: PhantomData<R>,
+}
+
+impl<R: bytemuck::Pod> Aligned<R> {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Self {
+        let lines = vec![Line([0; 64]); (len * size_of::<R>()).div_ceil(size_of::<Line>())];
+        Aligned { lines, len, elements: PhantomData }
+    }
+}
+
+impl<R: bytemuck::Pod> Deref for Aligned<R> {
+    type Target = [R];
+    fn deref(&self) -> &[R] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<R: bytemuck::Pod> DerefMut for Aligned<R> {
+    fn deref_mut(&mut self) -> &mut [R] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
 
 thread_local! {
     static LINES: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };

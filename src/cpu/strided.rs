@@ -138,6 +138,20 @@ impl<'a, R: Real> Mut<'a, R> {
         }
     }
 
+    /// For a (B,H,T,D) tensor: the rows of one batch and head.
+    ///
+    /// # Safety
+    /// As [`Mut::row`]: of these rows, the holder writes only those that no one else refers to meanwhile.
+    ///
+    /// # Panics
+    /// If an index is out of range.
+    pub unsafe fn head(&self, b: usize, h: usize) -> Rows<'a, R> {
+        let (&[batch, heads, rows, columns], strides) = (self.shape.first_chunk().expect("4 axes"), self.strides);
+        assert!(b < batch && h < heads);
+        let data = self.data.wrapping_add(b * strides[0] + h * strides[1]);
+        Rows { data, rows, columns, stride: strides[2], lifetime: PhantomData }
+    }
+
     /// The row at these leading indices (all axes but the last, whose stride must be 1).
     ///
     /// # Safety
@@ -152,5 +166,53 @@ impl<'a, R: Real> Mut<'a, R> {
         let columns = self.shape[self.shape.len() - 1];
         // SAFETY: in range by the assertion, of this tensor's own elements, and exclusive by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns) }
+    }
+}
+
+/// Rows of one head of a tensor that several threads write, each its own rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a, R> {
+    data: *mut R,
+    rows: usize,
+    columns: usize,
+    stride: usize,
+    lifetime: PhantomData<&'a mut [R]>,
+}
+
+impl<'a, R> Rows<'a, R> {
+    /// Rows of `columns` elements in a slice, `stride` apart: all that it holds.
+    pub fn of(data: &'a mut [R], stride: usize, columns: usize) -> Self {
+        let rows = if data.len() < columns { 0 } else { 1 + (data.len() - columns) / stride };
+        Rows { data: data.as_mut_ptr(), rows, columns, stride, lifetime: PhantomData }
+    }
+
+    /// Without the first rows.
+    pub fn from(self, first: usize) -> Self {
+        let first = first.min(self.rows);
+        Rows { data: self.data.wrapping_add(first * self.stride), rows: self.rows - first, ..self }
+    }
+
+    /// The first element, and the distance of the rows, if there are at least so many rows and columns.
+    ///
+    /// # Panics
+    /// If there are not.
+    #[inline(always)]
+    pub fn block(&self, rows: usize, columns: usize) -> (*mut R, usize) {
+        assert!(rows <= self.rows && columns <= self.columns, "too small for what is written");
+        (self.data, self.stride)
+    }
+
+    /// A row.
+    ///
+    /// # Safety
+    /// As [`Mut::row`].
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub unsafe fn row(&self, t: usize) -> &'a mut [R] {
+        assert!(t < self.rows);
+        // SAFETY: in range by the assertion, of the tensor's own elements, and exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(t * self.stride), self.columns) }
     }
 }

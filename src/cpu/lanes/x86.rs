@@ -1,6 +1,6 @@
 //! AVX-512 and AVX2.
 
-use super::{Kernel, Level, Plain, Simd, Vectors, exp2_f32, exp2_f64, exp2_small_f32, exp2_small_f64};
+use super::{Kernel, Level, Plain, Simd, Vectors, exp_small_f32, exp_small_f64, exp2_f32, exp2_f64};
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -14,7 +14,7 @@ pub(super) struct Avx2(());
 /// What differs between the instruction sets and element types; `intrinsic!` wraps one.
 macro_rules! x86 {
     (
-        $proof:ident, $features:literal, $t:ident, $v:ident($raw:ident), $lanes:literal, $wide:literal, $exp2:ident, $exp2_small:ident,
+        $proof:ident, $features:literal, $t:ident, $v:ident($raw:ident), $lanes:literal, $wide:literal, $exp2:ident, $exp_small:ident,
         $add:ident, $sub:ident, $mul:ident, $div:ident, $splat:ident, $load:ident, $store:ident, $fma:ident,
         $max:ident, $min:ident, $round:expr, $scale:expr, $lanes_after:expr, $if_less:expr, $all_equal:expr, $zip:expr, $power:expr
     ) => {
@@ -111,8 +111,8 @@ macro_rules! x86 {
                 $exp2(self, x)
             }
             #[inline(always)]
-            fn exp2_small(self, x: $v) -> $v {
-                $exp2_small(self, x)
+            fn exp_small(self, x: $v) -> $v {
+                $exp_small(self, x)
             }
             #[inline(always)]
             fn call<K: Kernel<$t>>(self, k: K) -> K::Output {
@@ -156,7 +156,7 @@ x86!(
     16,
     true,
     exp2_f32,
-    exp2_small_f32,
+    exp_small_f32,
     _mm512_add_ps,
     _mm512_sub_ps,
     _mm512_mul_ps,
@@ -187,7 +187,7 @@ x86!(
     8,
     true,
     exp2_f64,
-    exp2_small_f64,
+    exp_small_f64,
     _mm512_add_pd,
     _mm512_sub_pd,
     _mm512_mul_pd,
@@ -218,7 +218,7 @@ x86!(
     8,
     false,
     exp2_f32,
-    exp2_small_f32,
+    exp_small_f32,
     _mm256_add_ps,
     _mm256_sub_ps,
     _mm256_mul_ps,
@@ -259,7 +259,7 @@ x86!(
     4,
     false,
     exp2_f64,
-    exp2_small_f64,
+    exp_small_f64,
     _mm256_add_pd,
     _mm256_sub_pd,
     _mm256_mul_pd,

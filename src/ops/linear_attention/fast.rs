@@ -1,12 +1,11 @@
 //! Linear attention on the CPU in tiles of rows: matrix products on φ(q), φ(k), v and the states.
 
-use super::FeatureMap;
 use super::cpu::{Gradients, Known, Problem, quotient};
 use super::rows::{self, product, transpose};
 use super::schedule::{Chunks, ROWS, for_splits, scan, sum_splits, tiles};
 use crate::cpu::lanes::vectorise;
-use crate::cpu::{Matrix, Mut, Real, Ref};
-use crate::op::Gradient;
+use crate::cpu::scratch::Aligned;
+use crate::cpu::{Matrix, Mut, Real, Ref, Rows};
 use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
@@ -33,7 +32,9 @@ pub(super) fn forward<R: Real>(p: &Problem<R>, out: &Mut<R>, denominators: &Mut<
             for h in p.heads(kv_head) {
                 p.forward_rows(b, h, queries.clone(), keys.clone(), state, buffers, out, denominators);
             }
-            p.add_loaded_keys(unit, keys, sum, buffers);
+            if !chunks.is_last(chunk) {
+                p.add_loaded_keys(unit, keys, sum, buffers);
+            }
         });
     } else {
         let totals = &mut states[..p.units() * len];
@@ -70,7 +71,9 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
                     p.load_queries(known, b, h, chunks.queries(chunk), buffers);
                     p.backward_queries(known, b, h, chunks.queries(chunk), keys.clone(), state, buffers, to);
                 }
-                p.add_loaded_keys(unit, keys, sum, buffers);
+                if !chunks.is_last(chunk) {
+                    p.add_loaded_keys(unit, keys, sum, buffers);
+                }
             });
         }
         let add_queries = |unit: usize, chunk: i64, sum: &mut [R], buffers: &mut Buffers<R>| {
@@ -100,7 +103,7 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
             });
         }
     } else {
-        let mut totals = vec![R::ZERO; p.units() * len];
+        let mut totals = Aligned::zeros(p.units() * len);
         sum_splits(p, s.queries, &mut totals, |unit, rows, sum, buffers| {
             let (b, kv_head) = p.unit(unit);
             let state = &known.states[unit * len..][..len];
@@ -127,25 +130,25 @@ pub(super) struct Buffers<R> {
     /// Dk and Dv.
     sizes: (usize, usize),
     /// φ(q), rows×Dk.
-    queries: Vec<R>,
+    queries: Aligned<R>,
     /// φ(k), rows×Dk.
-    keys: Vec<R>,
+    keys: Aligned<R>,
     /// 1/d, one a row.
-    inverse: Vec<R>,
+    inverse: Aligned<R>,
     /// c, one a row; in forward, d.
-    c: Vec<R>,
+    c: Aligned<R>,
     /// Weights of a band, or their gradients.
-    weights: Vec<R>,
+    weights: Aligned<R>,
     /// Rows under construction: out or dv (rows×Dv), and dq or dk (rows×Dk).
-    wide: [Vec<R>; 2],
+    wide: [Aligned<R>; 2],
     /// The state that a chunk starts from.
-    pub state: Vec<R>,
+    pub state: Aligned<R>,
     /// S or G transposed, Dv×Dk, and the unit whose total it is, if it is one.
-    turned: (Vec<R>, Option<usize>),
+    turned: (Aligned<R>, Option<usize>),
     /// φ(k) transposed, Dk×[`ROWS`].
-    keys_t: Vec<R>,
+    keys_t: Aligned<R>,
     /// v transposed, Dv×[`ROWS`].
-    values_t: Vec<R>,
+    values_t: Aligned<R>,
 }
 
 thread_local! {
@@ -181,7 +184,7 @@ impl<R: Real> Drop for Kept<R> {
 impl<R: Real> Buffers<R> {
     fn new(p: &Problem<R>) -> Self {
         let (dk, dv) = (p.sizes.key_dim, p.sizes.value_dim);
-        let zeros = |n| vec![R::ZERO; n];
+        let zeros = Aligned::zeros;
         Buffers {
             sizes: (dk, dv),
             queries: zeros(ROWS * dk),
@@ -304,17 +307,24 @@ impl<'a, R: Real> Problem<'a, R> {
         let s = &self.sizes;
         let (dk, dv, n) = (s.key_dim, s.value_dim, rows.len());
         self.features(&self.q, b, h, rows.clone(), &mut buffers.queries);
-        let Buffers { queries, keys_t, weights, c: d, wide: [acc, _], .. } = buffers;
-        match state {
-            Some(state) => {
-                product((n, dv, dk), Matrix::new(queries, dk), Matrix::new(state, dv), false, acc, dv);
-                let (x, y) = ((&queries[..], dk), (&state[dk * dv..], 0));
-                vectorise(rows::Dots { dim: dk, x, y, to: &mut d[..n] });
+        let Buffers { queries, keys_t, weights, c: d, wide: [acc, divided], .. } = buffers;
+        // SAFETY: each task writes its own rows, one at a time.
+        let (out, kept) = unsafe { (out.head(b, h).from(rows.start), denominators.head(b, h).from(rows.start)) };
+        if let Some(state) = state {
+            let (x, y) = ((&queries[..], dk), (&state[dk * dv..], 0));
+            vectorise(rows::Dots { dim: dk, x, y, to: &mut d[..n] });
+            let s = Matrix::new(state, dv);
+            if keys.is_empty() && n > 0 && rows::fits(dv, s) {
+                // The denominators are known: divided by them, φ(q) gives the outputs where they belong.
+                let to = Rows::of(divided, dk, dk);
+                vectorise(rows::Divide { to, x: &queries[..n * dk], d: &d[..n] });
+                rows::product_into((n, dv, dk), Matrix::new(divided, dk), s, false, out);
+                return keep(kept, &d[..n]);
             }
-            None => {
-                acc[..n * dv].fill(R::ZERO);
-                d[..n].fill(R::ZERO);
-            }
+            product((n, dv, dk), Matrix::new(queries, dk), s, false, acc, dv);
+        } else {
+            acc[..n * dv].fill(R::ZERO);
+            d[..n].fill(R::ZERO);
         }
         for (band, seen) in self.bands(b, &rows, &keys).filter(|&(_, seen)| seen > 0) {
             let (m, w) = (band.len(), &mut weights[..band.len() * ROWS]);
@@ -325,16 +335,8 @@ impl<'a, R: Real> Problem<'a, R> {
             product((m, dv, seen), Matrix::new(w, ROWS), values, true, &mut acc[band.start * dv..], dv);
             vectorise(rows::AddRowSums { dim: seen, x: w, stride: ROWS, to: &mut d[band] });
         }
-        for ((t, acc), &d) in rows.zip(acc.chunks_exact(dv)).zip(&*d) {
-            // SAFETY: each task writes its own rows, one at a time.
-            let (row, denominator) = unsafe { (out.row(&[b, h, t]), denominators.row(&[b, h, t])) };
-            denominator[0] = d;
-            if d == R::ZERO {
-                row.fill(R::ZERO);
-            } else {
-                vectorise(rows::Divide { to: row, x: acc, d });
-            }
-        }
+        vectorise(rows::Divide { to: out, x: &acc[..n * dv], d: &d[..n] });
+        keep(kept, &d[..n]);
     }
 
     /// dq of the loaded queries.
@@ -369,10 +371,10 @@ impl<'a, R: Real> Problem<'a, R> {
             let acc = &mut acc[band.start * dk..];
             product((band.len(), dk, seen), Matrix::new(w, ROWS), Matrix::new(features, dk), true, acc, dk);
         }
-        for (i, t) in rows.enumerate() {
-            let slopes = Some((self.map, &queries[i * dk..][..dk]));
-            finish(to, [b, h, t], &acc[i * dk..][..dk], inverse[i], slopes);
-        }
+        let (accumulate, slopes) = (to.accumulate, Some((self.map, &queries[..n * dk])));
+        // SAFETY: each task writes its own rows, one at a time.
+        let to = unsafe { to.to.head(b, h).from(rows.start) };
+        vectorise(rows::Finish { to, dim: dk, accumulate, x: &acc[..n * dk], factors: Some(inverse), slopes });
     }
 
     /// doutₜ·vₛ + cₜ for a band of queries and the first keys of a chunk.
@@ -444,25 +446,30 @@ impl<'a, R: Real> Problem<'a, R> {
         let (b, kv_head) = self.unit(unit);
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
         let Buffers { keys, wide: [d_values, d_keys], .. } = buffers;
-        let valid = self.length(b).saturating_sub(rows.start);
-        for (i, s) in rows.enumerate() {
-            if let Some(to) = &to.k {
-                // Keys past the length have no features; their gradient is 0 already.
-                let slopes = (i < valid).then(|| (self.map, &keys[i * dk..(i + 1) * dk]));
-                finish(to, [b, kv_head, s], &d_keys[i * dk..(i + 1) * dk], R::ONE, slopes);
-            }
-            if let Some(to) = &to.v {
-                finish(to, [b, kv_head, s], &d_values[i * dv..(i + 1) * dv], R::ONE, None);
-            }
+        let (n, first) = (rows.len(), rows.start);
+        // Keys past the length have no features; their gradient is 0 already.
+        let valid = n.min(self.length(b).saturating_sub(rows.start));
+        if let Some(to) = &to.k {
+            let (accumulate, slopes) = (to.accumulate, Some((self.map, &keys[..valid * dk])));
+            // SAFETY: each task writes its own rows, one at a time.
+            let to = unsafe { to.to.head(b, kv_head).from(first) };
+            vectorise(rows::Finish { to, dim: dk, accumulate, x: &d_keys[..n * dk], factors: None, slopes });
+        }
+        if let Some(to) = &to.v {
+            let accumulate = to.accumulate;
+            // SAFETY: as above.
+            let to = unsafe { to.to.head(b, kv_head).from(first) };
+            vectorise(rows::Finish { to, dim: dv, accumulate, x: &d_values[..n * dv], factors: None, slopes: None });
         }
     }
 }
 
-/// Writes or adds one row of a gradient: x·factor, and times φ′ where features are given.
-fn finish<R: Real>(to: &Gradient<Mut<R>>, index: [usize; 3], x: &[R], factor: R, slopes: Option<(FeatureMap, &[R])>) {
-    // SAFETY: each task writes its own rows, one at a time.
-    let row = unsafe { to.to.row(&index) };
-    vectorise(rows::Finish { to: row, x, factor, slopes, accumulate: to.accumulate });
+/// Writes a column, which nothing else refers to meanwhile.
+fn keep<R: Real>(to: Rows<R>, x: &[R]) {
+    for (i, &x) in x.iter().enumerate() {
+        // SAFETY: see above.
+        unsafe { to.row(i)[0] = x };
+    }
 }
 
 /// `seen` rounded up to whole vectors; a chunk's rows are.

@@ -3,8 +3,7 @@
 use super::FeatureMap;
 use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::product::Product;
-use crate::cpu::{Matrix, Real, Threads};
-use std::f64::consts::{LN_2, LOG2_E};
+use crate::cpu::{Matrix, Real, Rows, Threads};
 
 /// The most lanes that a vector has.
 pub const MAX_LANES: usize = 16;
@@ -37,15 +36,7 @@ macro_rules! each {
 fn feature<R: Real, S: Simd<R>>(s: S, map: FeatureMap, x: S::V) -> S::V {
     let zero = s.splat(R::ZERO);
     match map {
-        FeatureMap::Elu1 => {
-            // eˣ = 2ᵗ·2ᵉ with t = x·log₂e rounded and e what rounding lost. The limit keeps −∞ from giving NaN.
-            let factor = s.splat(R::from_f64(LOG2_E));
-            let low = s.max(s.splat(R::from_f64(-800.0)), x);
-            let t = low * factor;
-            let lost = s.mul_add(low, factor, zero - t) * s.splat(R::from_f64(LN_2));
-            let power = s.exp2(t);
-            s.if_less(zero, x, x + s.splat(R::ONE), s.mul_add(power, lost, power))
-        }
+        FeatureMap::Elu1 => s.if_less(zero, x, x + s.splat(R::ONE), s.exp_small(x)),
         FeatureMap::Relu => s.if_less(x, zero, zero, x),
     }
 }
@@ -123,19 +114,33 @@ impl<R: Real> Kernel<R> for AddOuter<'_, R> {
     }
 }
 
-/// to ← x/d.
+/// to ← x/d for each row, 0 where d is; times 1/d where that is finite, as a division costs more than all else that is
+/// done to the row.
 pub struct Divide<'a, R> {
-    pub to: &'a mut [R],
+    /// Rows of `x.len() / d.len()` elements, which nothing else refers to meanwhile.
+    pub to: Rows<'a, R>,
     pub x: &'a [R],
-    pub d: R,
+    pub d: &'a [R],
 }
 
 impl<R: Real> Kernel<R> for Divide<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        let d = s.splat(self.d);
-        each!(s, self.to, self.x, |_to, x| x / d);
+        for (i, (x, &d)) in self.x.chunks_exact(self.x.len() / self.d.len().max(1)).zip(self.d).enumerate() {
+            // SAFETY: see `to`.
+            let to = unsafe { self.to.row(i) };
+            let inverse = R::ONE / d;
+            if inverse * R::ZERO == R::ZERO {
+                let inverse = s.splat(inverse);
+                each!(s, to, x, |_to, x| x * inverse);
+            } else if d == R::ZERO {
+                to.fill(R::ZERO);
+            } else {
+                let d = s.splat(d);
+                each!(s, to, x, |_to, x| x / d);
+            }
+        }
     }
 }
 
@@ -167,34 +172,46 @@ impl<R: Real> Kernel<R> for Dots<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        for (i, to) in self.to.iter_mut().enumerate() {
-            *to = dot(s, &self.x.0[i * self.x.1..][..self.dim], &self.y.0[i * self.y.1..][..self.dim]);
+        let Dots { dim, x: (x, x_stride), y: (y, y_stride), to } = self;
+        let whole = dim - dim % S::LANES;
+        let mut first = 0;
+        // As many rows at a time as there are lanes, so that their sums are taken together.
+        while first + S::LANES <= to.len() {
+            let mut sums = [s.splat(R::ZERO); MAX_LANES];
+            for (i, sum) in sums.iter_mut().enumerate().take(S::LANES) {
+                let (x, y) = (&x[(first + i) * x_stride..][..whole], &y[(first + i) * y_stride..][..whole]);
+                for from in (0..whole).step_by(S::LANES) {
+                    *sum = s.mul_add(s.load(&x[from..]), s.load(&y[from..]), *sum);
+                }
+            }
+            s.store(totals(s, sums), &mut to[first..]);
+            first += S::LANES;
+        }
+        to[first..].fill(R::ZERO);
+        for (i, to) in to.iter_mut().enumerate() {
+            // Elements that fill no vector, and all those of rows that fill no group.
+            let from = if i < first { whole } else { 0 };
+            for d in from..dim {
+                *to += x[i * x_stride + d] * y[i * y_stride + d];
+            }
         }
     }
 }
 
+/// Of vector i the sum of its lanes, in lane i.
 #[inline(always)]
-fn dot<R: Real, S: Simd<R>>(s: S, x: &[R], y: &[R]) -> R {
-    let (x, y) = (x.chunks_exact(S::LANES), y.chunks_exact(S::LANES));
-    let rest: R = x.remainder().iter().zip(y.remainder()).map(|(&x, &y)| x * y).sum();
-    let mut sum = s.splat(R::ZERO);
-    for (x, y) in x.zip(y) {
-        sum = s.mul_add(s.load(x), s.load(y), sum);
-    }
-    let mut lanes = [R::ZERO; MAX_LANES];
-    s.store(sum, &mut lanes);
-    total(&mut lanes) + rest
-}
-
-/// Σ of the lanes, in pairs: a chain of additions would take longer than the row itself.
-#[inline(always)]
-fn total<R: Real>(lanes: &mut [R; MAX_LANES]) -> R {
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
+fn totals<R: Real, S: Simd<R>>(s: S, x: [S::V; MAX_LANES]) -> S::V {
+    // Each step adds halves: of two vectors half as many partial sums of each are left, by turns. Vectors that are
+    // paired last lie next to each other in the end, hence pairs at the distance of half of what is left.
+    let (mut x, mut left) = (x, S::LANES);
+    while left > 1 {
+        left /= 2;
+        for i in 0..left {
+            let (low, high) = s.zip(x[i], x[i + left]);
+            x[i] = low + high;
         }
     }
-    lanes[0]
+    x[0]
 }
 
 /// Σ of each row of `dim` elements, added to `to`.
@@ -209,49 +226,63 @@ impl<R: Real> Kernel<R> for AddRowSums<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        for (x, to) in self.x.chunks(self.stride).zip(self.to) {
-            let chunks = x[..self.dim].chunks_exact(S::LANES);
-            let rest: R = chunks.remainder().iter().copied().sum();
-            let mut sum = s.splat(R::ZERO);
-            for x in chunks {
-                sum = sum + s.load(x);
+        let AddRowSums { dim, x, stride, to } = self;
+        let whole = dim - dim % S::LANES;
+        let mut first = 0;
+        while first + S::LANES <= to.len() {
+            let mut sums = [s.splat(R::ZERO); MAX_LANES];
+            for (i, sum) in sums.iter_mut().enumerate().take(S::LANES) {
+                let x = &x[(first + i) * stride..][..whole];
+                for from in (0..whole).step_by(S::LANES) {
+                    *sum = *sum + s.load(&x[from..]);
+                }
             }
-            let mut lanes = [R::ZERO; MAX_LANES];
-            s.store(sum, &mut lanes);
-            *to += total(&mut lanes) + rest;
+            let to = &mut to[first..];
+            s.store(s.load(to) + totals(s, sums), to);
+            first += S::LANES;
+        }
+        for (i, to) in to.iter_mut().enumerate() {
+            let from = if i < first { whole } else { 0 };
+            *to += x[i * stride..][from..dim].iter().copied().sum::<R>();
         }
     }
 }
 
-/// to ← x·factor, and times φ′ where features are given; or to += it.
+/// to ← x, or to += x, for each row: times its factor where any are given, times φ′ in the rows that have features.
 pub struct Finish<'a, R> {
-    pub to: &'a mut [R],
-    pub x: &'a [R],
-    pub factor: R,
-    pub slopes: Option<(FeatureMap, &'a [R])>,
+    /// Nothing else refers to these rows meanwhile.
+    pub to: Rows<'a, R>,
+    pub dim: usize,
     pub accumulate: bool,
+    pub x: &'a [R],
+    pub factors: Option<&'a [R]>,
+    pub slopes: Option<(FeatureMap, &'a [R])>,
 }
 
 impl<R: Real> Kernel<R> for Finish<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        let factor = s.splat(self.factor);
-        let Finish { to, x, accumulate, .. } = self;
-        match self.slopes {
-            None if accumulate => each!(s, to, x, |to, x| s.mul_add(x, factor, to)),
-            None => each!(s, to, x, |_to, x| x * factor),
-            Some((map, features)) => {
-                // What is written is what was there times the slope, so the row is made of two passes in L1.
-                let mut row = [R::ZERO; 64];
-                for ((to, x), features) in to.chunks_mut(64).zip(x.chunks(64)).zip(features.chunks(64)) {
-                    let row = &mut row[..to.len()];
-                    row.copy_from_slice(x);
-                    each!(s, row, features, |x, f| x * (factor * slope(s, map, f)));
-                    if accumulate {
-                        each!(s, to, row, |to, x| to + x);
-                    } else {
-                        to.copy_from_slice(row);
+        let Finish { to, dim, accumulate, x, factors, slopes } = self;
+        for (i, x) in x.chunks_exact(dim).enumerate() {
+            // SAFETY: see `to`.
+            let to = unsafe { to.row(i) };
+            let factor = s.splat(factors.map_or(R::ONE, |f| f[i]));
+            match slopes.and_then(|(map, features)| Some((map, features.get(i * dim..(i + 1) * dim)?))) {
+                None if accumulate => each!(s, to, x, |to, x| s.mul_add(x, factor, to)),
+                None => each!(s, to, x, |_to, x| x * factor),
+                Some((map, features)) => {
+                    // What is written is what was there times the slope, so the row is made of two passes in L1.
+                    let mut row = [R::ZERO; 64];
+                    for ((to, x), features) in to.chunks_mut(64).zip(x.chunks(64)).zip(features.chunks(64)) {
+                        let row = &mut row[..to.len()];
+                        row.copy_from_slice(x);
+                        each!(s, row, features, |x, f| x * (factor * slope(s, map, f)));
+                        if accumulate {
+                            each!(s, to, row, |to, x| to + x);
+                        } else {
+                            to.copy_from_slice(row);
+                        }
                     }
                 }
             }
@@ -285,12 +316,22 @@ pub fn product<R: Real>(
         if !add {
             c.chunks_mut(c_row).take(m).for_each(|row| row[..n].fill(R::ZERO));
         }
-    } else if b.column == 1 && n.is_multiple_of(lanes::<R>()) {
-        let (a, a_strides, b, b_row) = (a.data, (a.row, a.column), b.data, b.row);
-        vectorise(Product { m, k, columns: n, a, a_strides, b, b_row, c, c_row, add });
+    } else if fits(n, b) {
+        product_into((m, n, k), a, b, add, Rows::of(c, c_row, n));
     } else {
         R::gemm((m, n, k), R::ONE, a, b, if add { R::ONE } else { R::ZERO }, c, c_row, Threads::One);
     }
+}
+
+/// Whether B's rows are whole vectors, as [`product_into`] needs them.
+pub fn fits<R: Real>(columns: usize, b: Matrix<R>) -> bool {
+    b.column == 1 && columns.is_multiple_of(lanes::<R>())
+}
+
+/// As [`product`], where it [`fits`], into rows that nothing else refers to meanwhile.
+pub fn product_into<R: Real>((m, n, k): (usize, usize, usize), a: Matrix<R>, b: Matrix<R>, add: bool, c: Rows<R>) {
+    let (a, a_strides, b, b_row) = (a.data, (a.row, a.column), b.data, b.row);
+    vectorise(Product { m, k, columns: n, a, a_strides, b, b_row, c, add });
 }
 
 /// to ← xᵀ with rows `width` apart, for `rows` rows of `dim` elements; lanes past the last row keep what they hold.

@@ -7,14 +7,16 @@ use super::fast::{Buffers, Kept};
 use super::rows;
 use crate::cpu::Real;
 use crate::cpu::lanes::vectorise;
+use crate::cpu::scratch::Aligned;
+use crate::cpu::tasks::{for_chunks, for_tasks};
 use crate::ops::attention::Sizes;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Rows of a tile: of a chunk, where there is a mask.
-pub(super) const ROWS: usize = 128;
+pub(super) const ROWS: usize = 64;
 /// Tiles that one task sums up.
-const TILES: usize = 8;
+const TILES: usize = 16;
 
 /// A range in tiles of at most [`ROWS`].
 pub(super) fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
@@ -37,9 +39,7 @@ pub(super) fn for_splits<R: Real>(
     work: impl Fn(usize, Range<usize>, &mut Buffers<R>) + Sync,
 ) {
     let n = splits(rows);
-    (0..p.units() * n)
-        .into_par_iter()
-        .for_each_init(|| Kept::new(p), |kept, task| work(task / n, split(rows, task % n), kept.get()));
+    for_tasks(p.units() * n, || Kept::new(p), |kept, task| work(task / n, split(rows, task % n), kept.get()));
 }
 
 /// The state of each unit: sums over its splits, tile by tile, and then over the splits in order.
@@ -55,12 +55,10 @@ pub(super) fn sum_splits<R: Real>(
         tiles(split(rows, task % n)).for_each(|rows| work(task / n, rows, sum, buffers));
     };
     if n == 1 {
-        let parts = totals.par_chunks_exact_mut(len).enumerate();
-        return parts.for_each_init(|| Kept::new(p), |kept, (task, sum)| sum_up(task, sum, kept.get()));
+        return for_chunks(totals, len, || Kept::new(p), |kept, task, sum| sum_up(task, sum, kept.get()));
     }
-    let mut parts = vec![R::ZERO; p.units() * n * len];
-    let each = parts.par_chunks_exact_mut(len).enumerate();
-    each.for_each_init(|| Kept::new(p), |kept, (task, sum)| sum_up(task, sum, kept.get()));
+    let mut parts = Aligned::zeros(p.units() * n * len);
+    for_chunks(&mut parts, len, || Kept::new(p), |kept, task, sum| sum_up(task, sum, kept.get()));
     totals.par_chunks_exact_mut(len).zip(parts.par_chunks_exact(n * len)).for_each(|(total, parts)| {
         total.copy_from_slice(&parts[..len]);
         parts.chunks_exact(len).skip(1).for_each(|part| add(total, part));
@@ -87,6 +85,10 @@ impl Chunks {
         let first = (offset + pad) / rows;
         let end = (s.keys as i64 + pad + rows - 1) / rows;
         Chunks { queries: s.queries, keys: s.keys, pad, first, range: first.min(0)..end }
+    }
+    /// Whether no chunk follows, so that nobody needs the state after this one.
+    pub fn is_last(&self, chunk: i64) -> bool {
+        chunk + 1 == self.range.end
     }
     fn clamp(from: i64, size: usize) -> Range<usize> {
         from.clamp(0, size as i64) as usize..(from + ROWS as i64).clamp(0, size as i64) as usize
@@ -129,33 +131,38 @@ pub(super) fn scan<R: Real>(
         }
     };
     if segments > 1 && rayon::current_num_threads() > units {
-        let mut parts = vec![R::ZERO; units * segments * len];
-        let each = parts.par_chunks_exact_mut(len).enumerate();
-        each.for_each_init(
+        let mut parts = Aligned::zeros(units * segments * len);
+        for_chunks(
+            &mut parts,
+            len,
             || Kept::new(p),
-            |kept, (task, sum)| {
+            |kept, task, sum| {
                 of_segment(task % segments).for_each(|i| sum_up(task / segments, chunk(i), sum, kept.get()));
             },
         );
         // From each segment's sum to the sum of those before it.
         parts.par_chunks_exact_mut(segments * len).for_each(|parts| {
-            let mut base = vec![R::ZERO; len];
+            let mut base = Aligned::zeros(len);
             for part in parts.chunks_exact_mut(len) {
-                part.iter_mut().zip(&mut base).for_each(|(part, base)| {
+                part.iter_mut().zip(base.iter_mut()).for_each(|(part, base)| {
                     let sum = *part;
                     *part = *base;
                     *base += sum;
                 });
             }
         });
-        let each = parts.par_chunks_exact(len).enumerate();
-        each.for_each_init(
-            || (Kept::new(p), vec![R::ZERO; len]),
-            |(kept, sum), (task, base)| visit_segment(task / segments, task % segments, base, sum, kept.get()),
+        for_tasks(
+            units * segments,
+            || (Kept::new(p), Aligned::zeros(len)),
+            |(kept, sum), task| {
+                let base = &parts[task * len..][..len];
+                visit_segment(task / segments, task % segments, base, sum, kept.get());
+            },
         );
     } else {
-        (0..units).into_par_iter().for_each_init(
-            || (Kept::new(p), vec![R::ZERO; len], vec![R::ZERO; len]),
+        for_tasks(
+            units,
+            || (Kept::new(p), Aligned::zeros(len), Aligned::zeros(len)),
             |(kept, base, sum), unit| {
                 base.fill(R::ZERO);
                 for segment in 0..segments {

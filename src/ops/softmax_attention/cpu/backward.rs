@@ -12,7 +12,6 @@ use crate::cpu::scratch::with_scratch;
 use crate::cpu::{Mut, Real, Ref};
 use crate::op::Gradient;
 use rayon::prelude::*;
-use std::f64::consts::LOG2_E;
 use std::ops::Range;
 
 /// Tasks that a round should have, for machines with many cores.
@@ -273,14 +272,14 @@ fn differentiate<R: Real, S: Simd<R>>(
     lse: S::V,
     delta: S::V,
 ) {
-    let (zero, log2_e) = (s.splat(R::ZERO), s.splat(R::from_f64(LOG2_E)));
+    let zero = s.splat(R::ZERO);
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     // No closure for the common part: it would be compiled without the instruction set.
     for key in 0..some {
         let at = key * tile.width + lane;
         let (x, d) = (&mut probs[at..], &mut ds[at..]);
         // lse is taken off before the factor: rounding the product of a large score would cost its digits.
-        let mut e = s.exp2_small((s.load(x) - lse) * log2_e);
+        let mut e = s.exp_small(s.load(x) - lse);
         let mut de = e * (s.load(d) - delta);
         if key >= all {
             let first = tile.first_query(key) - lane;

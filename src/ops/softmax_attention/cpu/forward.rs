@@ -6,7 +6,6 @@ use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::{Mut, Real, Ref};
 use rayon::prelude::*;
-use std::f64::consts::LOG2_E;
 
 /// out and lse, in parallel over tiles of queries.
 pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R]) {
@@ -136,7 +135,6 @@ fn softmax_step<R: Real, S: Simd<R>>(
     (max, total, factor): (&mut [R], &mut [R], &mut [R]),
 ) -> bool {
     let width = tile.width;
-    let log2_e = s.splat(R::from_f64(LOG2_E));
     let (all, some) = (tile.visible(lane), tile.visible(lane + S::LANES - 1));
     for key in all..some {
         let x = &mut scores[key * width + lane..];
@@ -164,7 +162,7 @@ fn softmax_step<R: Real, S: Simd<R>>(
     for key in (0..some / 2 * 2).step_by(2) {
         for i in 0..2 {
             let x = &mut scores[(key + i) * width + lane..];
-            let e = s.exp2_small((s.load(x) - now) * log2_e);
+            let e = s.exp_small(s.load(x) - now);
             s.store(e, x);
             sums[i] = sums[i] + e;
         }
@@ -172,11 +170,11 @@ fn softmax_step<R: Real, S: Simd<R>>(
     let mut sum = sums[0] + sums[1];
     if some % 2 > 0 {
         let x = &mut scores[(some - 1) * width + lane..];
-        let e = s.exp2_small((s.load(x) - now) * log2_e);
+        let e = s.exp_small(s.load(x) - now);
         s.store(e, x);
         sum = sum + e;
     }
-    let shrink = s.exp2_small((before - now) * log2_e);
+    let shrink = s.exp_small(before - now);
     s.store(now, max);
     s.store(s.mul_add(s.load(total), shrink, sum), total);
     s.store(shrink, factor);

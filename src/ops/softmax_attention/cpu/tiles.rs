@@ -3,6 +3,7 @@
 
 use super::Problem;
 use crate::cpu::Real;
+use crate::cpu::Rows;
 use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::product::{Product, rows_at_once};
 
@@ -74,8 +75,7 @@ impl Tile {
                 a_strides: (a_row, 1),
                 b: &b[from..],
                 b_row: self.width,
-                c: &mut c[start * self.width + from..],
-                c_row: self.width,
+                c: Rows::of(&mut c[start * self.width + from..], self.width, self.width - from),
                 add: false,
             });
             start += keys;
@@ -105,8 +105,7 @@ impl Tile {
                 a_strides: (1, self.width),
                 b,
                 b_row,
-                c: &mut c[start * columns..],
-                c_row: columns,
+                c: Rows::of(&mut c[start * columns..], columns, columns),
                 add: true,
             });
         }
@@ -137,8 +136,7 @@ impl Tile {
                 a_strides: (self.width, 1),
                 b: &b[from * b_row..],
                 b_row,
-                c: &mut c[start * columns..],
-                c_row: columns,
+                c: Rows::of(&mut c[start * columns..], columns, columns),
                 add: true,
             });
         }
