@@ -406,7 +406,9 @@ mod tests {
             }
             for (&x, y) in single.iter().zip(f32::vectorise(level, Exp2(single.clone(), true))) {
                 let exact = (x as f64).exp();
-                let right = relative(y as f64, exact) < 2.1e-7 || exact < 1.2e-38 && y as f64 <= 1.2e-38;
+                // What is left of x·log₂e behind its integer part: the constant's rounding, without FMA the product's too.
+                let reduction = x.abs() as f64 * if level == Level::Plain { 7.4e-8 } else { 1.4e-8 };
+                let right = relative(y as f64, exact) < 2.1e-7 + reduction || exact < 1.2e-38 && y as f64 <= 1.2e-38;
                 assert!(right || x > 0.5, "{level:?}: e^{x} = {y}");
             }
             for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone(), true))) {

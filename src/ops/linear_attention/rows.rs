@@ -127,7 +127,7 @@ impl<R: Real> Kernel<R> for Divide<'_, R> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        for (i, (x, &d)) in self.x.chunks_exact(self.x.len() / self.d.len().max(1)).zip(self.d).enumerate() {
+        for (i, (x, &d)) in self.x.chunks_exact((self.x.len() / self.d.len().max(1)).max(1)).zip(self.d).enumerate() {
             // SAFETY: see `to`.
             let to = unsafe { self.to.row(i) };
             let inverse = R::ONE / d;
