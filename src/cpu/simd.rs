@@ -412,7 +412,8 @@ mod tests {
                 assert!(right || x > 0.5, "{level:?}: e^{x} = {y}");
             }
             for (&x, y) in x.iter().zip(f64::vectorise(level, Exp2(x.clone(), true))) {
-                assert!(relative(y, x.exp()) < 5e-16 || x > 0.5, "{level:?}: e^{x} = {y}");
+                let reduction = if level == Level::Plain { x.abs() * 1.4e-16 } else { 0.0 };
+                assert!(relative(y, x.exp()) < 5e-16 + reduction || x > 0.5, "{level:?}: e^{x} = {y}");
             }
             let special = vec![f64::NEG_INFINITY, f64::NAN, 0.0, -1074.0, 1024.0, -1e9, -1080.0, 1.0];
             let y = f64::vectorise(level, Exp2(special, false));
