@@ -143,13 +143,19 @@ impl Graph {
         }
         let specs: Vec<&Spec> = inputs.iter().map(|t| &self.tensors[t.0].spec).collect();
         let contract = op.contract(&specs)?;
+        if let Some(&i) = contract.constant_inputs.iter().find(|&&i| self.tensors[inputs[i].0].needs_gradient) {
+            let info = &self.tensors[inputs[i].0];
+            let expected = "a tensor that needs no gradient: the op has none for it";
+            return Err(Error::shape(op.name(), &info.name, expected, "one that needs a gradient"));
+        }
         let needs_gradient = inputs.iter().any(|t| self.tensors[t.0].needs_gradient);
         let node = self.nodes.len();
         let mut outputs = Vec::new();
         for (output, o) in contract.outputs.iter().enumerate() {
             let name = format!("{}:{node}.{output}", op.name());
             let origin = Origin::Computed { node, output };
-            let differentiable = needs_gradient && o.spec.kind == Kind::Real;
+            let constant = contract.constant_outputs.contains(&output);
+            let differentiable = needs_gradient && o.spec.kind == Kind::Real && !constant;
             outputs.push(self.add(name, o.spec.clone(), o.strides.clone(), origin, differentiable));
         }
         self.nodes.push(Node { op, inputs, outputs: outputs.clone(), contract });

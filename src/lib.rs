@@ -13,7 +13,7 @@
 //! let q = g.variable("q", &[1, 2, 5, 8]); // batch, heads, queries, head_dim
 //! let k = g.variable("k", &[1, 2, 7, 8]);
 //! let v = g.variable("v", &[1, 2, 7, 3]);
-//! let out = g.record(SoftmaxAttention { causal: true, scale: None }, &[q, k, v])?[0];
+//! let out = g.record(SoftmaxAttention::causal(true), &[q, k, v])?[0];
 //!
 //! let options = PlanOptions { roots: vec![out], keep: vec![out], ..Default::default() };
 //! let plan = Plan::new(g, Arc::new(Cpu::<f32>::new(0)), &options)?;

@@ -83,6 +83,10 @@ pub struct Contract {
     pub backward_reads_inputs: Vec<bool>,
     /// Which outputs' values backward reads. Empty: none.
     pub backward_reads_outputs: Vec<bool>,
+    /// Inputs that the op has no gradient for: one that needs a gradient is refused when it is recorded.
+    pub constant_inputs: Vec<usize>,
+    /// Outputs that no gradient flows through.
+    pub constant_outputs: Vec<usize>,
 }
 
 /// What executing an op costs, for roofline figures.

@@ -9,7 +9,7 @@ use crate::graph::{Graph, Tensor};
 use crate::ops::Entry;
 use crate::ops::attention::CAUSAL;
 use crate::ops::linear::{Linear, WeightLayout};
-use crate::ops::softmax_attention::SoftmaxAttention;
+use crate::ops::softmax_attention::{Extra, SoftmaxAttention};
 use crate::run_spec::{Given, OptionDoc, RunGraph, RunSpec, TensorDoc};
 
 /// In the registry.
@@ -72,7 +72,9 @@ impl MultiHeadAttention {
             inputs.push(g.heads(projected, 0..width, self.heads)?);
         }
         inputs.extend(self.key_lengths);
-        let merged = g.record(SoftmaxAttention { causal: self.causal, scale: None }, &inputs)?[0];
+        let extras = self.key_lengths.map(|_| Extra::KeyLengths).into_iter().collect();
+        let attention = SoftmaxAttention { causal: self.causal, extras, ..Default::default() };
+        let merged = g.record(attention, &inputs)?[0];
         let [batch, _, length, _] = g.shape(merged)[..] else { unreachable!("attention gives (B,H,T,D)") };
         let merged = g.reshape(merged, &[batch, length, width])?;
         let arguments: Vec<Tensor> = [merged, self.out_proj_weight].into_iter().chain(self.out_proj_bias).collect();

@@ -35,7 +35,7 @@ pub fn record(g: &mut Graph, [x, w_q, w_k, w_v]: [Tensor; 4], causal: bool) -> R
         g.heads(projected, 0..width, 1)
     };
     let (q, k, v) = (project(w_q)?, project(w_k)?, project(w_v)?);
-    let out = g.record(SoftmaxAttention { causal, scale: None }, &[q, k, v])?[0];
+    let out = g.record(SoftmaxAttention::causal(causal), &[q, k, v])?[0];
     let [batch, _, n, width] = g.shape(out)[..] else { unreachable!("attention gives (B,H,T,D)") };
     g.reshape(out, &[batch, n, width])
 }

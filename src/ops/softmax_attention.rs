@@ -3,49 +3,222 @@
 //! Keeps out and lse for backward; T×S is never in memory. With delta = Σ dout∘out − dlse and ds = p∘(dout·vᵀ − delta):
 //! dv = pᵀ·dout, dq = scale·ds·k, dk = scale·dsᵀ·q. (Dao, "FlashAttention-2", 2023, section 3.)
 //! A row with no visible key gives zeros, lse = −inf and zero gradients.
+//!
+//! What changes a score, in this order, with i = t + S − T the key that query t stands at:
+//! - soft-capping, s ← cap·tanh(s/cap): going back, ds ← ds·(1 − (s/cap)²) with the capped s;
+//! - ALiBi, s ← s − slope\[h\]·|i − s's key|: a constant, nothing going back (Press et al., "Train short, test long", 2022);
+//! - a bias, s ← s + bias: dbias = ds, before soft-capping's factor and without scale, summed over the axes that it is
+//!   broadcast along.
+//!
+//! What hides a key: causality, a window around i, key lengths, the bounds of packed sequences (each aligned by its own
+//! lengths), a mask's 0 and a bias of −inf. A hidden key is as if it were not there, whatever it holds.
+//!
+//! Dropout multiplies p with z = kept/(1 − p_drop) where it meets v: out = (p∘z)·v. Backward draws z again: dv = (p∘z)ᵀ·dout and
+//! ds = p∘(z∘(dout·vᵀ) − delta), where Σ dout∘out still is what the softmax's derivative asks for: Σₛ p·z·(dout·v).
+//! lse and the weights, if asked for, are those before dropout.
 
+mod cases;
 pub mod cpu;
+mod gpu;
+mod run;
 
-use crate::case::Case;
 use crate::cpu::Real;
-use crate::error::Result;
-use crate::gpu::{Gpu, Launch, Module, Source, View};
-use crate::graph::{Graph, Tensor};
+use crate::error::{Error, Result};
 use crate::op::*;
 use crate::ops::Entry;
-use crate::ops::attention::{ATTENTION_INPUTS, CAUSAL, KernelSizes, SCALE, Shape, Sizes, attention_case, bind};
-use crate::run_spec::{RunSpec, TensorDoc};
+use crate::ops::attention::Sizes;
+use crate::ops::dropout::Dropout;
+pub(crate) use gpu::Launcher;
 
-const ENTRIES: &[&str] =
-    &["softmax_attention_forward", "softmax_attention_delta", "softmax_attention_dq", "softmax_attention_dkdv"];
+/// An input after q, k and v.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Extra {
+    /// int (B): batch b sees its first `key_lengths[b]` keys.
+    KeyLengths,
+    /// int (N+1), from 0 to T, not decreasing: B is 1, and query t belongs to sequence n iff `[n] ≤ t < [n+1]`.
+    CuSeqlensQ,
+    /// int (N+1), from 0 to S, not decreasing: the same for keys. Queries see their own sequence's keys.
+    CuSeqlensK,
+    /// int (B or 1, H or 1, T or 1, S): 0 hides a key.
+    Mask,
+    /// (B or 1, H or 1, T or 1, S), added to the scores; −inf hides a key. Differentiable.
+    Bias,
+    /// (H), constant: the score falls by slope·|t + S − T − s|.
+    AlibiSlopes,
+    /// int (3): seed low, seed high, step of the dropout.
+    Rng,
+}
 
-// SAFETY: rows and columns are compared with the sizes before each access; those come from the places themselves, and
-// lengths are clamped to the number of keys.
-const SOURCE: Source =
-    unsafe { Source::new("softmax_attention", include_str!("../../kernels/softmax_attention.cu"), ENTRIES) };
+impl Extra {
+    /// Its name in errors and in `attn run`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Extra::KeyLengths => "key_lengths",
+            Extra::CuSeqlensQ => "cu_seqlens_q",
+            Extra::CuSeqlensK => "cu_seqlens_k",
+            Extra::Mask => "mask",
+            Extra::Bias => "bias",
+            Extra::AlibiSlopes => "alibi_slopes",
+            Extra::Rng => "rng",
+        }
+    }
+}
 
-/// Softmax attention on [q (B,H,T,Dk), k (B,Hk,S,Dk), v (B,Hk,S,Dv)] and perhaps key_lengths int (B), all strided as they
-/// like: gives out (B,H,T,Dv), stored as (B,T,H,Dv), and lse (B,H,T), the natural logarithm.
-#[derive(Debug, Clone, Copy, Default)]
+/// Softmax attention on [q (B,H,T,Dk), k (B,Hk,S,Dk), v (B,Hk,S,Dv)] and the extras in their order, all strided as they
+/// like: gives out (B,H,T,Dv), stored as (B,T,H,Dv), and lse (B,H,T), the natural logarithm; perhaps weights (B,H,T,S).
+#[derive(Debug, Clone, Default)]
 pub struct SoftmaxAttention {
     /// Whether the mask is causal, aligned bottom-right.
     pub causal: bool,
     /// Factor of the scores; 1/√Dk unless given.
     pub scale: Option<f64>,
+    /// Keys left and right of the diagonal that a query sees: s is visible iff t+S−T−left ≤ s ≤ t+S−T+right. With
+    /// `causal`, right is 0.
+    pub window: Option<(usize, usize)>,
+    /// A bound of the scores: score ← cap·tanh(score/cap), before ALiBi, bias and mask.
+    pub softcap: Option<f64>,
+    /// Dropout of the weights, drawn for element ((b·H+h)·T+t)·S+s; [`Extra::Rng`] is then among the extras.
+    pub dropout: Option<Dropout>,
+    /// Which inputs follow q, k and v, in their order. [`Extra::AlibiSlopes`] turns ALiBi on.
+    pub extras: Vec<Extra>,
+    /// Whether to give the softmax weights (B,H,T,S), before dropout, as a third output. No gradient flows through it.
+    pub weights: bool,
+    /// On a GPU: the faster backward, whose sums come in no fixed order. The CPU has but one.
+    pub unordered: bool,
+    /// On a GPU: among how many blocks the keys are split; `None`: chosen by shape. The CPU splits nothing.
+    pub splits: Option<usize>,
 }
 
 /// In the registry.
 pub static ENTRY: Entry = Entry {
     name: "softmax-attention",
     summary: "softmax(scale·q·kᵀ)·v, tiled, T×S never in memory",
-    cases,
-    run: Some(&RUN),
-    attention: Some(|g, q, k, v, causal| Ok(g.record(SoftmaxAttention { causal, scale: None }, &[q, k, v])?[0])),
+    cases: cases::cases,
+    run: Some(&run::RUN),
+    attention: Some(|g, q, k, v, causal| Ok(g.record(SoftmaxAttention::causal(causal), &[q, k, v])?[0])),
 };
 
 impl SoftmaxAttention {
+    /// Without features, causal or not.
+    pub fn causal(causal: bool) -> Self {
+        SoftmaxAttention { causal, ..Default::default() }
+    }
+
+    /// The same with one more input, the last.
+    pub fn with(mut self, extra: Extra) -> Self {
+        self.extras.push(extra);
+        self
+    }
+
+    /// Whether this input is there.
+    pub fn has(&self, extra: Extra) -> bool {
+        self.extras.contains(&extra)
+    }
+
+    /// At which place among the inputs an extra stands.
+    pub(crate) fn place_of(&self, extra: Extra) -> Option<usize> {
+        self.extras.iter().position(|&e| e == extra).map(|i| 3 + i)
+    }
+
     fn scale(&self, key_dim: usize) -> f64 {
         self.scale.unwrap_or(1.0 / (key_dim as f64).sqrt())
+    }
+
+    /// Checks the inputs and the options that belong together, and reads the sizes.
+    fn sizes(&self, inputs: &[&Spec]) -> Result<Sizes> {
+        let name = ENTRY.name;
+        if inputs.len() != 3 + self.extras.len() {
+            let names: Vec<&str> = ["q", "k", "v"].into_iter().chain(self.extras.iter().map(|e| e.name())).collect();
+            return Err(Error::shape(name, "inputs", names.join(", "), format!("{} tensors", inputs.len())));
+        }
+        let s = Sizes::of(name, &inputs[..3], self.causal)?;
+        for (i, &extra) in self.extras.iter().enumerate() {
+            self.check_extra(extra, inputs[3 + i], &s)?;
+            if self.extras[..i].contains(&extra) {
+                return Err(Error::argument(extra.name(), "is given twice", "give it once"));
+            }
+        }
+        match (self.place_of(Extra::CuSeqlensQ), self.place_of(Extra::CuSeqlensK)) {
+            (None, None) => {}
+            (Some(q), Some(k)) if inputs[q].shape == inputs[k].shape => {
+                if s.batch != 1 {
+                    return Err(Error::shape(
+                        name,
+                        "q",
+                        "a batch of 1, as cu_seqlens_q are given",
+                        inputs[0].to_string(),
+                    ));
+                }
+                if self.has(Extra::KeyLengths) {
+                    let remedy = "leave key_lengths out: cu_seqlens_k gives each sequence's length";
+                    return Err(Error::argument("key_lengths", "cannot go with cu_seqlens_k", remedy));
+                }
+            }
+            (Some(q), Some(k)) => {
+                let expected = format!("{}, as cu_seqlens_q has", inputs[q]);
+                return Err(Error::shape(name, "cu_seqlens_k", expected, inputs[k].to_string()));
+            }
+            _ => {
+                let problem = "come only together";
+                return Err(Error::argument("cu_seqlens_q and cu_seqlens_k", problem, "give both or neither"));
+            }
+        }
+        self.check_options()?;
+        Ok(s)
+    }
+
+    fn check_extra(&self, extra: Extra, spec: &Spec, s: &Sizes) -> Result<()> {
+        let fits = |kind: Kind, fits: bool, expected: String| {
+            if spec.kind == kind && fits {
+                return Ok(());
+            }
+            Err(Error::shape(ENTRY.name, extra.name(), expected, spec.to_string()))
+        };
+        let broadcast = || {
+            let full = [s.batch, s.heads, s.queries];
+            spec.shape.len() == 4
+                && spec.shape[3] == s.keys
+                && spec.shape.iter().zip(full).all(|(&n, full)| n == full || n == 1)
+        };
+        let broadcast_shape =
+            |kind: &str| format!("{kind} ({} or 1, {} or 1, {} or 1, {})", s.batch, s.heads, s.queries, s.keys);
+        match extra {
+            Extra::KeyLengths => fits(Kind::Int, spec.shape == [s.batch], format!("int ({})", s.batch)),
+            Extra::CuSeqlensQ | Extra::CuSeqlensK => {
+                fits(Kind::Int, spec.shape.len() == 1 && spec.shape[0] >= 2, "int (N+1) for N sequences".into())
+            }
+            Extra::Mask => fits(Kind::Int, broadcast(), broadcast_shape("int")),
+            Extra::Bias => fits(Kind::Real, broadcast(), broadcast_shape("real")),
+            Extra::AlibiSlopes => fits(Kind::Real, spec.shape == [s.heads], format!("real ({})", s.heads)),
+            Extra::Rng => fits(Kind::Int, spec.shape == [3], "int (3)".into()),
+        }
+    }
+
+    fn check_options(&self) -> Result<()> {
+        if let Some((left, right)) = self.window
+            && self.causal
+            && right > 0
+        {
+            let what = format!("window {left},{right}");
+            return Err(Error::argument(what, "looks ahead, which a causal mask forbids", format!("give {left},0")));
+        }
+        if let Some(cap) = self.softcap
+            && !(cap > 0.0 && cap.is_finite())
+        {
+            return Err(Error::argument(format!("softcap {cap}"), "is no bound of scores", "give a positive number"));
+        }
+        if let Some(Dropout { p, .. }) = self.dropout
+            && !(0.0..=1.0).contains(&p)
+        {
+            return Err(Error::argument(format!("dropout {p}"), "is no probability", "give 0 to 1"));
+        }
+        if self.dropout.is_some() != self.has(Extra::Rng) {
+            return Err(Error::argument("dropout and rng", "come only together", "give both or neither"));
+        }
+        if self.splits == Some(0) {
+            return Err(Error::argument("splits 0", "leaves no block for the keys", "give at least 1"));
+        }
+        Ok(())
     }
 }
 
@@ -55,17 +228,25 @@ impl Op for SoftmaxAttention {
     }
 
     fn contract(&self, inputs: &[&Spec]) -> Result<Contract> {
-        let s = Sizes::of(self.name(), inputs, self.causal)?;
+        let s = self.sizes(inputs)?;
+        let mut outputs = vec![s.output(), Output::real([s.batch, s.heads, s.queries])];
+        if self.weights {
+            outputs.push(Output::real([s.batch, s.heads, s.queries, s.keys]));
+        }
+        let (scratch_forward, scratch_backward) = gpu::scratch(self, &s);
         Ok(Contract {
-            outputs: vec![s.output(), Output::real([s.batch, s.heads, s.queries])],
-            scratch_backward: s.batch * s.heads * s.queries, // delta
-            backward_reads_outputs: vec![true, true],
+            outputs,
+            scratch_forward,
+            scratch_backward,
+            backward_reads_outputs: vec![true, true, false][..2 + self.weights as usize].into(),
+            constant_inputs: self.place_of(Extra::AlibiSlopes).into_iter().collect(),
+            constant_outputs: if self.weights { vec![2] } else { vec![] },
             ..Default::default()
         })
     }
 
     fn cost(&self, inputs: &[&Spec]) -> Cost {
-        let Ok(s) = Sizes::of(self.name(), inputs, self.causal) else { return Cost::default() };
+        let Ok(s) = self.sizes(inputs) else { return Cost::default() };
         let (dk, dv) = (s.key_dim as f64, s.value_dim as f64);
         Cost {
             forward_flops: 2.0 * s.pairs() * (dk + dv),
@@ -104,190 +285,6 @@ fn problem<'a, R: Real>(op: &SoftmaxAttention, inputs: &[Input<'a, R>]) -> cpu::
     let (q, k, v) = (inputs[0].real(), inputs[1].real(), inputs[2].real());
     let specs = [q, k, v].map(|x| Spec::real(x.shape));
     let sizes = Sizes::of(ENTRY.name, &[&specs[0], &specs[1], &specs[2]], op.causal).expect("checked when recorded");
-    cpu::Problem { sizes, scale: op.scale(sizes.key_dim), lengths: inputs.get(3).map(|l| l.ints()) }
-}
-
-/// What a launch needs to know, besides where the tensors lie.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Launcher {
-    /// Sizes.
-    pub sizes: Sizes,
-    /// Factor of the scores.
-    pub scale: f32,
-    /// Address of key_lengths, or 0.
-    pub lengths: u64,
-}
-
-/// Rows and columns of a tile of scores, in `kernels/attention.cuh`.
-const TILE: usize = 64;
-
-impl Launcher {
-    fn of(op: &SoftmaxAttention, inputs: &[Place]) -> Launcher {
-        let specs: Vec<Spec> = inputs.iter().map(|p| Spec { kind: p.kind, shape: p.shape.clone() }).collect();
-        let specs: Vec<&Spec> = specs.iter().collect();
-        let sizes = Sizes::of(ENTRY.name, &specs, op.causal).expect("checked when recorded");
-        Launcher { sizes, scale: op.scale(sizes.key_dim) as f32, lengths: inputs.get(3).map_or(0, |p| p.address) }
-    }
-
-    /// The module whose blocks write slices of `columns`, and a launch over `tiles` × slices.
-    fn launch(&self, tiles: usize, columns: usize) -> (Module, Launch) {
-        let slice = [16, 32, 64].into_iter().find(|&s| columns <= s).unwrap_or(128);
-        // Two chunks of 64 rows of 32 + 4 columns (a tile of weights overlays them), and 64 rows of a slice.
-        let shared = 4 * (2 * TILE * 36 + TILE * slice);
-        let grid = [tiles as u32, columns.div_ceil(slice) as u32, 1];
-        (Module::new(&SOURCE).define("COLUMNS", slice), Launch { grid, block: [256, 1, 1], shared: shared as u32 })
-    }
-
-    /// Launches forward.
-    pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64) -> Result<()> {
-        let s = &self.sizes;
-        let tiles = s.batch * s.heads * s.queries.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.value_dim);
-        let sizes = KernelSizes::from(s);
-        let arguments: [&dyn crate::gpu::Argument; 8] = [&sizes, &self.scale, &q, &k, &v, &out, &lse, &self.lengths];
-        gpu.launch(&module, ENTRIES[0], launch, &arguments)
-    }
-
-    /// Launches backward. `delta` is scratch of (B,H,T) elements; absent gradients are [`View::NONE`] or 0.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        &self,
-        gpu: &Gpu,
-        [q, k, v, out]: [View; 4],
-        lse: u64,
-        (d_out, d_lse): (View, u64),
-        delta: u64,
-        [dq, dk, dv]: [Option<(View, bool)>; 3],
-    ) -> Result<()> {
-        let s = &self.sizes;
-        let sizes = KernelSizes::from(s);
-        let rows = s.batch * s.heads * s.queries;
-        let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let (module, launch) = self.launch(s.batch * s.heads * s.queries.div_ceil(TILE), s.key_dim);
-        gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
-        if let Some((dq, accumulate)) = dq {
-            let accumulate = accumulate as i32;
-            gpu.launch(
-                &module,
-                ENTRIES[2],
-                launch,
-                &[&sizes, &self.scale, &q, &k, &v, &d_out, &lse, &delta, &dq, &accumulate, &self.lengths],
-            )?;
-        }
-        if dk.is_none() && dv.is_none() {
-            return Ok(());
-        }
-        let tiles = s.batch * s.kv_heads * s.keys.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.key_dim.max(s.value_dim));
-        let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
-        let ((dk, accumulate_dk), (dv, accumulate_dv)) = (part(dk), part(dv));
-        gpu.launch(
-            &module,
-            ENTRIES[3],
-            launch,
-            &[
-                &sizes,
-                &self.scale,
-                &q,
-                &k,
-                &v,
-                &d_out,
-                &lse,
-                &delta,
-                &dk,
-                &accumulate_dk,
-                &dv,
-                &accumulate_dv,
-                &self.lengths,
-            ],
-        )
-    }
-}
-
-impl GpuOp for SoftmaxAttention {
-    fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
-        let [q, k, v] = [0, 1, 2].map(|i| View::of(&io.inputs[i]));
-        let out = View::of(&io.outputs[0]);
-        Launcher::of(self, &io.inputs).forward(gpu, q, k, v, out, io.outputs[1].address)
-    }
-
-    fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
-        let [q, k, v] = [0, 1, 2].map(|i| View::of(&io.inputs[i]));
-        let d_out = View::of_option(io.d_outputs[0].as_ref());
-        let d_lse = io.d_outputs[1].as_ref().map_or(0, |p| p.address);
-        let gradient = |i: usize| io.d_inputs[i].as_ref().map(|g| (View::of(&g.to), g.accumulate));
-        Launcher::of(self, &io.inputs).backward(
-            gpu,
-            [q, k, v, View::of(&io.outputs[0])],
-            io.outputs[1].address,
-            (d_out, d_lse),
-            io.scratch.address,
-            [gradient(0), gradient(1), gradient(2)],
-        )
-    }
-}
-
-static RUN: RunSpec = RunSpec {
-    inputs: ATTENTION_INPUTS,
-    outputs: &[
-        TensorDoc { name: "out", shape: "(B,H,T,Dv)", optional: false },
-        TensorDoc { name: "lse", shape: "(B,H,T)", optional: false },
-    ],
-    options: &[CAUSAL, SCALE],
-    record: |run| {
-        let inputs = bind(run)?;
-        let op = SoftmaxAttention { causal: run.switch("causal"), scale: run.option("scale", "a number")? };
-        run.graph.record(op, &inputs)
-    },
-};
-
-/// One covering list: each awkward size, mask and layout at least once, alone and beside others.
-fn cases() -> Vec<Case> {
-    let case = |heads, lengths, dims, causal, key_lengths: &'static [i32]| {
-        let record = move |g: &mut Graph, inputs: &[Tensor]| g.record(SoftmaxAttention { causal, scale: None }, inputs);
-        attention_case(Shape { heads, lengths, dims }, causal, key_lengths, record)
-    };
-    let packed = Case::new("packed projections read in place, causal", |g| {
-        let qkv = g.normal("qkv", &[2, 37, 3 * 48]);
-        let [q, k, v] = [0, 1, 2].map(|i| g.heads(qkv, i * 48..(i + 1) * 48, 3));
-        let (q, k, v) = (q?, k?, v?);
-        Ok(vec![g.record(SoftmaxAttention { causal: true, scale: None }, &[q, k, v])?[0]])
-    });
-    let same = Case::new("q = k = v, scale 0.3", |g| {
-        let x = g.normal("x", &[1, 2, 37, 16]);
-        g.record(SoftmaxAttention { causal: false, scale: Some(0.3) }, &[x, x, x])
-    });
-    let only_lse = Case::new("a gradient through lse alone", |g| {
-        let [q, k, v] = ["q", "k", "v"].map(|name| g.normal(name, &[1, 2, 70, 16]));
-        Ok(vec![g.record(SoftmaxAttention { causal: true, scale: None }, &[q, k, v])?[1]])
-    });
-    let large = Case::new("scores of several hundred", |g| {
-        let (q, k, v) = (
-            g.scaled("q", &[1, 1, 65, 16], 20.0),
-            g.scaled("k", &[1, 1, 65, 16], 20.0),
-            g.normal("v", &[1, 1, 65, 16]),
-        );
-        g.record(SoftmaxAttention { causal: true, scale: None }, &[q, k, v])
-    });
-    vec![
-        case((1, 1, 1), (1, 1), (1, 1), false, &[]),
-        case((2, 3, 3), (37, 37), (37, 2), false, &[]),
-        case((1, 2, 2), (63, 65), (16, 16), true, &[]),
-        case((1, 2, 1), (65, 63), (64, 64), true, &[]).in_every_order(),
-        case((3, 4, 2), (70, 130), (40, 24), true, &[130, 0, 77]).in_every_order(),
-        case((2, 2, 2), (127, 200), (80, 80), false, &[1, 150]),
-        case((1, 1, 1), (130, 127), (128, 128), true, &[]),
-        case((1, 1, 1), (40, 70), (256, 37), false, &[]),
-        case((1, 1, 1), (33, 66), (300, 260), true, &[50]),
-        case((2, 6, 2), (5, 1), (8, 8), false, &[1, 0]),
-        case((1, 2, 2), (100, 3), (16, 16), true, &[]),
-        case((2, 2, 2), (0, 4), (16, 16), false, &[]),
-        case((2, 2, 2), (4, 0), (16, 16), false, &[]),
-        case((66_000, 1, 1), (2, 2), (1, 1), true, &[]).large(),
-        case((1, 1, 1), (1000, 1000), (64, 64), true, &[]).large(),
-        packed,
-        same,
-        only_lse,
-        large,
-    ]
+    let lengths = op.place_of(Extra::KeyLengths).map(|i| inputs[i].ints());
+    cpu::Problem { sizes, scale: op.scale(sizes.key_dim), lengths }
 }

@@ -1,0 +1,60 @@
+//! Validation cases.
+
+use super::{Extra, SoftmaxAttention};
+use crate::case::Case;
+use crate::graph::{Graph, Tensor};
+use crate::ops::attention::{Shape, attention_case};
+
+/// One covering list: each awkward size, mask and layout at least once, alone and beside others.
+pub(super) fn cases() -> Vec<Case> {
+    let case = |heads, lengths, dims, causal, key_lengths: &'static [i32]| {
+        let record = move |g: &mut Graph, inputs: &[Tensor]| {
+            let extras = inputs.get(3).map(|_| Extra::KeyLengths).into_iter().collect();
+            g.record(SoftmaxAttention { causal, extras, ..Default::default() }, inputs)
+        };
+        attention_case(Shape { heads, lengths, dims }, causal, key_lengths, record)
+    };
+    let packed = Case::new("packed projections read in place, causal", |g| {
+        let qkv = g.normal("qkv", &[2, 37, 3 * 48]);
+        let [q, k, v] = [0, 1, 2].map(|i| g.heads(qkv, i * 48..(i + 1) * 48, 3));
+        let (q, k, v) = (q?, k?, v?);
+        Ok(vec![g.record(SoftmaxAttention::causal(true), &[q, k, v])?[0]])
+    });
+    let same = Case::new("q = k = v, scale 0.3", |g| {
+        let x = g.normal("x", &[1, 2, 37, 16]);
+        g.record(SoftmaxAttention { scale: Some(0.3), ..Default::default() }, &[x, x, x])
+    });
+    let only_lse = Case::new("a gradient through lse alone", |g| {
+        let [q, k, v] = ["q", "k", "v"].map(|name| g.normal(name, &[1, 2, 70, 16]));
+        Ok(vec![g.record(SoftmaxAttention::causal(true), &[q, k, v])?[1]])
+    });
+    let large = Case::new("scores of several hundred", |g| {
+        let (q, k, v) = (
+            g.scaled("q", &[1, 1, 65, 16], 20.0),
+            g.scaled("k", &[1, 1, 65, 16], 20.0),
+            g.normal("v", &[1, 1, 65, 16]),
+        );
+        g.record(SoftmaxAttention::causal(true), &[q, k, v])
+    });
+    vec![
+        case((1, 1, 1), (1, 1), (1, 1), false, &[]),
+        case((2, 3, 3), (37, 37), (37, 2), false, &[]),
+        case((1, 2, 2), (63, 65), (16, 16), true, &[]),
+        case((1, 2, 1), (65, 63), (64, 64), true, &[]).in_every_order(),
+        case((3, 4, 2), (70, 130), (40, 24), true, &[130, 0, 77]).in_every_order(),
+        case((2, 2, 2), (127, 200), (80, 80), false, &[1, 150]),
+        case((1, 1, 1), (130, 127), (128, 128), true, &[]),
+        case((1, 1, 1), (40, 70), (256, 37), false, &[]),
+        case((1, 1, 1), (33, 66), (300, 260), true, &[50]),
+        case((2, 6, 2), (5, 1), (8, 8), false, &[1, 0]),
+        case((1, 2, 2), (100, 3), (16, 16), true, &[]),
+        case((2, 2, 2), (0, 4), (16, 16), false, &[]),
+        case((2, 2, 2), (4, 0), (16, 16), false, &[]),
+        case((66_000, 1, 1), (2, 2), (1, 1), true, &[]).large(),
+        case((1, 1, 1), (1000, 1000), (64, 64), true, &[]).large(),
+        packed,
+        same,
+        only_lse,
+        large,
+    ]
+}
