@@ -31,6 +31,15 @@ impl Gpu {
         self.driver.properties()
     }
 
+    /// TEMPORARY
+    pub fn tf32(&self) -> bool {
+        std::env::var_os("ATTN_TF32").is_some()
+    }
+    /// TEMPORARY
+    pub fn storage_bytes(&self) -> usize {
+        4
+    }
+
     /// Launches `entry` of `module`. An empty grid launches nothing.
     pub fn launch(&self, module: &Module, entry: &str, launch: Launch, arguments: &[&dyn Argument]) -> Result<()> {
         if launch.grid.contains(&0) {

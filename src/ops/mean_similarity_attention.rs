@@ -211,14 +211,14 @@ fn launch_spread(gpu: &Gpu, d_means: u64, dx: &Gradient<Place>) -> Result<()> {
 impl MeanSimilarityAttention {
     fn launcher(&self, inputs: &[Place]) -> Launcher {
         let sizes = self.sizes_of_means([&inputs[0].shape, &inputs[1].shape, &inputs[2].shape]);
-        Launcher { sizes, scale: self.scale() as f32, lengths: inputs.get(3).map_or(0, |p| p.address) }
+        Launcher::plain(sizes, self.scale(), inputs.get(3).map_or(0, |p| p.address))
     }
 }
 
 impl GpuOp for MeanSimilarityAttention {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let launcher = self.launcher(&io.inputs);
-        let shapes = mean_shapes(&launcher.sizes);
+        let shapes = mean_shapes(launcher.sizes());
         let [mean_q, mean_k, lse] = [0, 1, 2].map(|i| io.saved[i].address);
         launch_row_means(gpu, &io.inputs[0], mean_q)?;
         launch_row_means(gpu, &io.inputs[1], mean_k)?;
@@ -228,7 +228,7 @@ impl GpuOp for MeanSimilarityAttention {
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
         let launcher = self.launcher(&io.inputs);
-        let shapes = mean_shapes(&launcher.sizes);
+        let shapes = mean_shapes(launcher.sizes());
         let q = view_of_means(io.saved[0].address, shapes[0]);
         let k = view_of_means(io.saved[1].address, shapes[1]);
         let queries = 4 * shapes[0].iter().product::<usize>() as u64;
@@ -243,6 +243,7 @@ impl GpuOp for MeanSimilarityAttention {
             (View::of_option(io.d_outputs[0].as_ref()), 0),
             delta,
             [d_mean(0), d_mean(1), dv],
+            None,
         )?;
         for (d_means, to) in d_means.into_iter().zip(&io.d_inputs) {
             if let Some(to) = to {

@@ -21,6 +21,7 @@ mod cases;
 pub mod cpu;
 mod gpu;
 mod run;
+mod tiles;
 
 use crate::cpu::Real;
 use crate::error::{Error, Result};
