@@ -2,11 +2,14 @@
 
 #[path = "common/primitives.rs"]
 mod primitives;
+#[path = "common/tensor_cores.rs"]
+mod tensor_cores;
 
 use attn_engine::gpu::driver::{Driver, Launch};
 use attn_engine::gpu::emulator::{CopyPolicy, Emulator, EmulatorOptions, Order, Sanitizer, reexec_with};
 use attn_engine::gpu::kernel::{Module, Source};
 use primitives::{Buffer, launch};
+use tensor_cores::Half;
 
 // SAFETY: the tests launch its entries with memory of the sizes that they need; those that are wrong on purpose run
 // under a sanitizer only.
@@ -45,9 +48,13 @@ fn module() -> Module {
 
 /// `kernels/scheduling.cu:LINE` of the line that ends in `// here: MARK`.
 fn place(mark: &str) -> String {
+    place_in(&SCHEDULING, mark)
+}
+
+fn place_in(source: &Source, mark: &str) -> String {
     let mark = format!("// here: {mark}");
-    let line = SCHEDULING.text.lines().position(|line| line.ends_with(&mark)).unwrap();
-    format!("kernels/scheduling.cu:{}", line + 1)
+    let line = source.text.lines().position(|line| line.ends_with(&mark)).unwrap();
+    format!("kernels/{}.cu:{}", source.name, line + 1)
 }
 
 /// The report of a launch that must fail.
@@ -63,7 +70,54 @@ fn primitives_hold_in_every_order() {
             e.set_schedule(order, copies);
             primitives::all(&e);
         }
+        tensor_cores::all(&e);
     }
+}
+
+#[test]
+fn products_round_in_the_order_of_k() {
+    let e = emulator();
+    // Numbers between 1/8 and 2 with full mantissas, of either sign: nearly every sum rounds.
+    let number = |bits: u32| f32::from_bits((bits & 0x807f_ffff) | (124 + (bits >> 24) % 4) << 23);
+    let numbers = |count: usize, seed: u64| tensor_cores::noise(count, seed).map(number).collect::<Vec<f32>>();
+    let d = numbers(128, 7);
+    for half in Half::ALL {
+        let [a, b] = [(256, 8), (128, 9)]
+            .map(|(count, seed)| -> Vec<u16> { numbers(count, seed).into_iter().map(|x| half.narrow(x)).collect() });
+        let wide = |list: &[u16]| list.iter().map(|&bits| half.widen(bits)).collect::<Vec<_>>();
+        let wanted = tensor_cores::in_order(&wide(&a), &wide(&b), &d, true);
+        let [a, b] = [a, b].map(|list| tensor_cores::registers(&list));
+        assert_eq!(tensor_cores::multiply(&e, &half.module(), "mma_16", &a, &b, &d), wanted, "{half:?}");
+    }
+    let [a, b] = [(128, 10), (64, 11)].map(|(count, seed)| {
+        numbers(count, seed).into_iter().map(|x| f32::from_bits(x.to_bits() & !0x1fff)).collect::<Vec<_>>()
+    });
+    let wanted = tensor_cores::in_order(&a, &b, &d, false);
+    let [a, b] = [a, b].map(|list| list.into_iter().map(f32::to_bits).collect::<Vec<_>>());
+    assert_eq!(tensor_cores::multiply(&e, &Half::F16.module(), "mma_tf32", &a, &b, &d), wanted);
+}
+
+#[test]
+fn wrong_uses_of_tensor_cores_are_named() {
+    let e = emulator();
+    let out = Buffer::new(&e, 64 * 4);
+    let failure = |entry: &str, threads: u32, arguments: &[&[u8]]| {
+        launch(&e, &Half::F16.module(), entry, (1, threads), arguments).unwrap_err().to_string()
+    };
+    let here = |mark: &str| place_in(&tensor_cores::SOURCE, mark);
+    let report = failure("row_not_aligned", 32, &[&out.argument()]);
+    assert!(report.contains("not a multiple of 16") && report.contains(&here("row_not_aligned")), "{report}");
+    let report = failure("row_not_shared", 32, &[&out.argument()]);
+    assert!(
+        report.contains("not in the block's shared memory") && report.contains(&here("row_not_shared")),
+        "{report}"
+    );
+    let report = failure("different_products", 64, &[&out.argument()]);
+    assert!(report.contains("different collectives") && report.contains("wait at mma_16x8x8_tf32"), "{report}");
+    assert!(report.contains(&here("different_products, one")), "{report}");
+    assert!(report.contains(&here("different_products, other")), "{report}");
+    let report = failure("mma_16", 16, &[&out.argument(), &out.argument(), &out.argument()]);
+    assert!(report.contains("fewer than 32 threads"), "{report}");
 }
 
 #[test]
@@ -301,6 +355,7 @@ fn sanitized() {
             for order in ORDERS {
                 e.set_schedule(order, CopyPolicy::Late);
                 primitives::all(&e);
+                tensor_cores::all(&e);
                 assert!(pipeline(&e, &module()));
                 let (got, wanted) = block_sums(&e, &module());
                 assert_eq!(got, wanted);
