@@ -40,17 +40,17 @@ pub enum Half {
 }
 
 impl Half {
-    pub const ALL: [Half; 2] = [Half::F16, Half::Bf16];
+    const ALL: [Half; 2] = [Half::F16, Half::Bf16];
 
     pub fn module(self) -> Module {
         Module::new(&SOURCE).define("STORAGE", if self == Half::F16 { "f16" } else { "bf16" })
     }
 
-    pub fn narrow(self, x: f32) -> u16 {
+    fn narrow(self, x: f32) -> u16 {
         if self == Half::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() }
     }
 
-    pub fn widen(self, bits: u16) -> f32 {
+    fn widen(self, bits: u16) -> f32 {
         if self == Half::F16 { f16::from_bits(bits).to_f32() } else { bf16::from_bits(bits).to_f32() }
     }
 }
@@ -63,11 +63,12 @@ pub fn all(driver: &dyn Driver) {
     }
     f32_and_tf32(driver);
     products_tf32(driver);
+    products_of_noise(driver);
     loads(driver);
 }
 
 /// Bits without a pattern.
-pub fn noise(count: usize, seed: u64) -> impl Iterator<Item = u32> {
+fn noise(count: usize, seed: u64) -> impl Iterator<Item = u32> {
     (0..count as u64).map(move |i| {
         let mut x = (i + (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -215,12 +216,12 @@ impl Fragment {
 }
 
 /// Two 16-bit numbers to a register, the first in its lower half.
-pub fn registers(numbers: &[u16]) -> Vec<u32> {
+fn registers(numbers: &[u16]) -> Vec<u32> {
     numbers.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect()
 }
 
 /// D += A·B for each warp's registers; `d` is 128 numbers a warp.
-pub fn multiply(driver: &dyn Driver, module: &Module, entry: &str, a: &[u32], b: &[u32], d: &[f32]) -> Vec<f32> {
+fn multiply(driver: &dyn Driver, module: &Module, entry: &str, a: &[u32], b: &[u32], d: &[f32]) -> Vec<f32> {
     let (a, b, sum) = (Buffer::from(driver, a), Buffer::from(driver, b), Buffer::from(driver, d));
     let arguments = [a.argument(), b.argument(), sum.argument()];
     launch(driver, module, entry, ((d.len() / 128) as u32, 32), &arguments.each_ref().map(|a| &a[..])).unwrap();
@@ -286,17 +287,63 @@ fn products_tf32(driver: &dyn Driver) {
     }
 }
 
-/// What one product must give where it rounds as the emulator says: added to D in the order of k, in f32.
-pub fn in_order(a: &[f32], b: &[f32], d: &[f32], sixteen: bool) -> Vec<f32> {
-    let (fragment_a, fragment_b, inner) = if sixteen { (A_16, B_16, 16) } else { (A_TF32, B_TF32, 8) };
+/// One product added to D in the order of k, in f32, as the emulator promises it; and the sum of the magnitudes.
+fn in_order((a, b, d): (&[f32], &[f32], &[f32]), (of_a, of_b, inner): (Fragment, Fragment, usize)) -> [Vec<f32>; 2] {
     let at = |fragment: &Fragment, numbers: &[f32], row: usize, column: usize| {
         let element = |e: &usize| (fragment.place)(e / fragment.elements, e % fragment.elements) == (row, column);
         numbers[(0..numbers.len()).find(element).unwrap()]
     };
-    C.fill(|row, column| {
-        let product = |k: usize| at(&fragment_a, a, row, k) * at(&fragment_b, b, k, column);
-        (0..inner).fold(at(&C, d, row, column), |sum, k| sum + product(k))
-    })
+    let terms = |row: usize, column: usize| -> Vec<f32> {
+        let product = |k| at(&of_a, a, row, k) * at(&of_b, b, k, column);
+        std::iter::once(at(&C, d, row, column)).chain((0..inner).map(product)).collect()
+    };
+    let sum = |row, column| terms(row, column).into_iter().reduce(|sum, x| sum + x).unwrap();
+    let magnitude = |row, column| terms(row, column).into_iter().map(f32::abs).sum();
+    [C.fill(sum), C.fill(magnitude)]
+}
+
+/// A product of numbers without a pattern, of the named type.
+pub struct Noisy {
+    pub name: &'static str,
+    pub got: Vec<f32>,
+    /// What the emulator must give, to the last bit.
+    pub in_order: Vec<f32>,
+    /// The sum of the terms' magnitudes.
+    magnitudes: Vec<f32>,
+}
+
+/// Products whose sums nearly all round.
+pub fn noisy_products(driver: &dyn Driver) -> Vec<Noisy> {
+    // Between 1/8 and 2, of either sign, with full mantissas.
+    let number = |bits: u32| f32::from_bits((bits & 0x807f_ffff) | ((124 + (bits >> 24) % 4) << 23));
+    let numbers = |count: usize, seed: u64| noise(count, seed).map(number).collect::<Vec<f32>>();
+    let d = numbers(128, 7);
+    let mut results = Vec::new();
+    for (half, name) in Half::ALL.into_iter().zip(["f16", "bf16"]) {
+        let narrow = |list: Vec<f32>| list.into_iter().map(|x| half.narrow(x)).collect::<Vec<_>>();
+        let widen = |list: &[u16]| list.iter().map(|&bits| half.widen(bits)).collect::<Vec<_>>();
+        let (a, b) = (narrow(numbers(256, 8)), narrow(numbers(128, 9)));
+        let [in_order, magnitudes] = in_order((&widen(&a), &widen(&b), &d), (A_16, B_16, 16));
+        let got = multiply(driver, &half.module(), "mma_16", &registers(&a), &registers(&b), &d);
+        results.push(Noisy { name, got, in_order, magnitudes });
+    }
+    let [a, b] = [(128, 10), (64, 11)]
+        .map(|(count, seed)| -> Vec<u32> { numbers(count, seed).into_iter().map(|x| x.to_bits() & !0x1fff).collect() });
+    let floats = |list: &[u32]| list.iter().copied().map(f32::from_bits).collect::<Vec<_>>();
+    let [in_order, magnitudes] = in_order((&floats(&a), &floats(&b), &d), (A_TF32, B_TF32, 8));
+    let got = multiply(driver, &Half::F16.module(), "mma_tf32", &a, &b, &d);
+    results.push(Noisy { name: "tf32", got, in_order, magnitudes });
+    results
+}
+
+/// How hardware rounds the sum of up to 17 terms is not specified; here each may lose two of f32's last bits.
+fn products_of_noise(driver: &dyn Driver) {
+    for Noisy { name, got, in_order, magnitudes } in noisy_products(driver) {
+        for ((got, wanted), magnitude) in got.into_iter().zip(in_order).zip(magnitudes) {
+            let bound = 17.0 * 2f32.powi(-22) * magnitude;
+            assert!((got - wanted).abs() <= bound, "{name}: {got}, not {wanted} within {bound:e}");
+        }
+    }
 }
 
 // --- Loads --------------------------------------------------------------------------------------
