@@ -1,6 +1,11 @@
 //! The GPU driver on a GPU: what only hardware can show. Without a GPU the tests say so and pass; with
 //! `ATTN_REQUIRE_GPU=1` they fail.
 
+#[path = "common/primitives.rs"]
+mod primitives;
+#[path = "common/tensor_cores.rs"]
+mod tensor_cores;
+
 use attn_engine::Error;
 use attn_engine::gpu::cuda::Cuda;
 use attn_engine::gpu::driver::{Driver, Function, Launch, Matmul};
@@ -89,6 +94,17 @@ fn copies_launches_and_times() {
         cuda.fill(input.1, 0, LENGTH * 4).unwrap();
     }
     assert_eq!((out.read(), input.read()), (ramp(), vec![0.0; LENGTH]));
+}
+
+#[test]
+fn every_primitive_does_what_it_does_on_the_emulator() {
+    let Some(cuda) = gpu() else { return };
+    primitives::all(&cuda);
+    if cuda.properties().sm >= 80 {
+        tensor_cores::all(&cuda);
+    } else {
+        eprintln!("NOT RUN: the tensor cores' primitives need compute capability 8.0");
+    }
 }
 
 #[test]
