@@ -57,7 +57,7 @@ const BLOCK: usize = 1 << 13;
 
 impl Dropout {
     /// What kept elements are multiplied with. With p = 1 none is.
-    fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         1.0 / (1.0 - self.p)
     }
 
