@@ -168,8 +168,8 @@ pub type BackwardGpu = Backward<Place, Place>;
 pub enum Input<'a, R> {
     /// Floating point.
     Real(Ref<'a, R>),
-    /// Integers, contiguous.
-    Int(&'a [i32]),
+    /// Integers.
+    Int(Ref<'a, i32>),
 }
 
 impl<'a, R: Real> Input<'a, R> {
@@ -183,13 +183,23 @@ impl<'a, R: Real> Input<'a, R> {
             Input::Int(_) => panic!("a real tensor was expected"),
         }
     }
-    /// As integers.
+    /// The integers of a contiguous tensor.
     ///
     /// # Panics
     /// If it is a floating-point tensor; the contract rules that out.
     pub fn ints(&self) -> &'a [i32] {
         match self {
-            Input::Int(i) => i,
+            Input::Int(i) => i.data,
+            Input::Real(_) => panic!("an integer tensor was expected"),
+        }
+    }
+    /// As an integer tensor.
+    ///
+    /// # Panics
+    /// If it is a floating-point tensor; the contract rules that out.
+    pub fn int_tensor(&self) -> Ref<'a, i32> {
+        match self {
+            Input::Int(i) => *i,
             Input::Real(_) => panic!("an integer tensor was expected"),
         }
     }

@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::io::Target;
 use crate::io::tensors::{self, Dtype, Loaded, Written};
-use crate::op::Kind;
 use crate::ops::{Entry, OPS};
 use crate::plan::{Plan, PlanOptions};
 use crate::run_spec::{Given, RunGraph, RunSpec, TensorDoc};
@@ -243,7 +242,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
             }
         }
         plan.backward()?;
-        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().spec(*t).kind == Kind::Real) {
+        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().needs_gradient(*t)) {
             results.push(written(format!("d{name}"), *t, dtype, plan.read_gradient(*t)?));
         }
     }

@@ -71,7 +71,10 @@ unsafe fn read<'a, R: Real>(p: &'a Place) -> Input<'a, R> {
             strides: &p.strides,
         }),
         // SAFETY: by the caller's word.
-        Kind::Int => Input::Int(unsafe { std::slice::from_raw_parts(p.address as *const i32, len) }),
+        Kind::Int => {
+            let data = unsafe { std::slice::from_raw_parts(p.address as *const i32, len) };
+            Input::Int(Ref { data, shape: &p.shape, strides: &p.strides })
+        }
     }
 }
 

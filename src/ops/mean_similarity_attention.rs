@@ -140,7 +140,8 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
     fn forward_cpu(&self, mut io: ForwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
         let sizes = self.sizes_of_means([q.shape, k.shape, v.shape]);
-        let problem = cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()) };
+        let problem =
+            cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()), features: None };
         let shapes = mean_shapes(&sizes);
         let strides = shapes.map(|s| contiguous_strides(&s));
         let [mean_q, mean_k, lse] = &mut io.saved[..] else { panic!("three tensors are saved") };
@@ -154,7 +155,8 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
     fn backward_cpu(&self, mut io: BackwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
         let sizes = self.sizes_of_means([q.shape, k.shape, v.shape]);
-        let problem = cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()) };
+        let problem =
+            cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()), features: None };
         let shapes = mean_shapes(&sizes);
         let strides = shapes.map(|s| contiguous_strides(&s));
         let d_means = [0, 1].map(|i| io.d_inputs[i].map(|_| vec![R::ZERO; shapes[i].iter().product()]));
@@ -164,20 +166,18 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
             let raw = |d: &mut Vec<R>| unsafe { Mut::from_raw(d.as_mut_ptr(), &shapes[i], &strides[i]) };
             to.as_mut().map(|d| Gradient { to: raw(d), accumulate: false })
         };
-        cpu::backward(
-            &problem,
-            io.saved[0].real(),
-            io.saved[1].real(),
+        let from = cpu::Saved {
+            q: io.saved[0].real(),
+            k: io.saved[1].real(),
             v,
-            io.outputs[0].real(),
-            io.saved[2].all(),
-            io.d_outputs[0].map(|d| d.real()),
-            None,
-            gradient(0, &mut dq),
-            gradient(1, &mut dk),
-            io.d_inputs[2].take(),
-            mode,
-        );
+            out: io.outputs[0].real(),
+            lse: io.saved[2].all(),
+            d_out: io.d_outputs[0].map(|d| d.real()),
+            d_lse: None,
+        };
+        let (d_mean_q, d_mean_k) = (gradient(0, &mut dq), gradient(1, &mut dk));
+        let to = cpu::Gradients { dq: d_mean_q, dk: d_mean_k, dv: io.d_inputs[2].take(), d_bias: None };
+        cpu::backward(&problem, &from, &to, mode);
         for (means, to) in [(dq, &io.d_inputs[0]), (dk, &io.d_inputs[1])] {
             if let (Some(means), Some(to)) = (means, to) {
                 spread(&means, to);
