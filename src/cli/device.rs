@@ -70,7 +70,8 @@ impl DeviceArgs {
     }
 }
 
-/// Opens a device. `threads` (0: one a core) counts on the CPU only.
+/// Opens a device. `threads` (0: one a core) counts on the CPU only. The CPU has no 16-bit storage: it computes in f32,
+/// and who asked for f16 or bf16 rounds what goes in and comes out ([`Device::precision`] tells).
 ///
 /// # Errors
 /// If it is not here, or has no arithmetic of this precision: with the remedy and the next best device.
@@ -84,10 +85,10 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
         // Half a GPU (no compiler, no memory) is for the user to decide about, so only a missing one leads to the CPU.
         Choice::Auto if precision == Precision::F64 || devices().is_err() => Ok(cpu(precision, threads)),
         Choice::Auto => open(Choice::Cuda(0), precision, threads),
-        Choice::Cuda(n) => Ok(Arc::new(Gpu::new(choice.to_string(), Arc::new(Cuda::new(n)?)))),
+        Choice::Cuda(n) => Ok(Arc::new(Gpu::storing(precision, choice.to_string(), Arc::new(Cuda::new(n)?)))),
         Choice::Emulator => {
             let options = EmulatorOptions { threads, ..Default::default() };
-            Ok(Arc::new(Gpu::new("emulator", Arc::new(Emulator::new(options)?))))
+            Ok(Arc::new(Gpu::storing(precision, "emulator", Arc::new(Emulator::new(options)?))))
         }
     }
 }
@@ -95,7 +96,7 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
 fn cpu(precision: Precision, threads: usize) -> Arc<dyn Device> {
     match precision {
         Precision::F64 => Arc::new(Cpu::<f64>::new(threads)),
-        Precision::F32 => Arc::new(Cpu::<f32>::new(threads)),
+        _ => Arc::new(Cpu::<f32>::new(threads)),
     }
 }
 

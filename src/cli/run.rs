@@ -243,7 +243,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
             }
         }
         plan.backward()?;
-        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().spec(*t).kind == Kind::Real) {
+        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().spec(*t).kind != Kind::Int) {
             results.push(written(format!("d{name}"), *t, dtype, plan.read_gradient(*t)?));
         }
     }

@@ -28,6 +28,7 @@ impl Source {
 /// The headers that kernels may include: name and text.
 pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
+    ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
     ("attention.cuh", include_str!("../../kernels/attention.cuh")),
 ];
 

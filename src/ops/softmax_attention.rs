@@ -57,7 +57,7 @@ impl Op for SoftmaxAttention {
     fn contract(&self, inputs: &[&Spec]) -> Result<Contract> {
         let s = Sizes::of(self.name(), inputs, self.causal)?;
         Ok(Contract {
-            outputs: vec![s.output(), Output::real([s.batch, s.heads, s.queries])],
+            outputs: vec![s.output(), Output::full([s.batch, s.heads, s.queries])],
             scratch_backward: s.batch * s.heads * s.queries, // delta
             backward_reads_outputs: vec![true, true],
             ..Default::default()
