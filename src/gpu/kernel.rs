@@ -28,7 +28,6 @@ impl Source {
 /// The headers that kernels may include: name and text.
 pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
-    ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
     ("attention.cuh", include_str!("../../kernels/attention.cuh")),
 ];
 
