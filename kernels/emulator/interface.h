@@ -53,7 +53,9 @@ struct Exchange {
 
 enum Kind : int {
     SYNCTHREADS, SYNCTHREADS_OR, SYNCTHREADS_AND, SYNCTHREADS_COUNT,
-    SYNCWARP, SHFL, SHFL_XOR, SHFL_UP, SHFL_DOWN, BALLOT, ANY, ALL, REDUCE,
+    SYNCWARP, SHFL, SHFL_XOR, SHFL_UP, SHFL_DOWN, BALLOT, ANY, ALL,
+    // From here on `.aligned`: the whole warp, at one place. The last three compute.
+    LDMATRIX_X4, LDMATRIX_X4_TRANSPOSED, LDMATRIX_X2, LDMATRIX_X2_TRANSPOSED, MMA_F16, MMA_BF16, MMA_TF32,
 };
 
 // An entry point as the driver finds it by name.
@@ -74,6 +76,8 @@ void* emulator_shared(emulator::SharedArray* array);
 int emulator_barrier(emulator::Kind kind, int predicate, const char* file, int line);
 const emulator::Exchange* emulator_exchange(emulator::Kind kind, unsigned mask, uint64_t value, const char* file,
                                             int line);
+const emulator::Exchange* emulator_ldmatrix(emulator::Kind kind, const void* row, const char* file, int line);
+void emulator_mma(emulator::Kind kind, float* d, const uint32_t* a, const uint32_t* b, const char* file, int line);
 void emulator_copy(void* shared, const void* global, unsigned bytes, bool valid, const char* file, int line);
 void emulator_copy_commit();
 void emulator_copy_wait(int pending);

@@ -5,6 +5,7 @@
 #include "fiber.h"
 #include "worker.h"
 #include "device.h"
+#include "tensor_core.h"
 
 __thread emulator::Context emulator_context __attribute__((tls_model("initial-exec"), visibility("default")));
 
@@ -383,6 +384,10 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
     Warp& warp = w->warps[me / 32];
     thread.file = file, thread.line = line, thread.kind = kind, thread.mask = mask;
     if (!(mask >> lane & 1)) emulator_fault("calls a collective whose mask does not name its own lane", file, line);
+    bool aligned = kind >= LDMATRIX_X4;
+    if (aligned && warp.lanes != ~0u) {
+        emulator_fault("calls ldmatrix or mma in a warp of fewer than 32 threads", file, line);
+    }
     mask &= warp.lanes;  // lanes that the block never had are no-one to wait for
     Slot* slot = warp.slots;
     while (slot && slot->mask != mask) slot = slot->next;
@@ -397,10 +402,10 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
     }
     Exchange& exchange = slot->exchange[slot->generation & 1];
     if (!slot->arrived) {
-        slot->kind = kind;
+        slot->kind = kind, slot->file = file, slot->line = line;
         exchange.mask = mask;
         exchange.nonzero = 0;
-    } else if (slot->kind != kind) {
+    } else if (slot->kind != kind || (aligned && !same_place(slot->file, slot->line, file, line))) {
         Text text = fault(w, "lanes of one warp call different collectives: ");
         describe_threads(w, text, true);
         abandon(w);
@@ -410,6 +415,7 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
     slot->arrived |= 1u << lane;
     if (kind == SYNCWARP) release(&exchange);
     if (slot->arrived == mask) {
+        if (kind >= MMA_F16) multiply(kind, exchange);
         slot->arrived = 0;
         ++slot->generation;
         slot->readers += static_cast<unsigned>(__builtin_popcount(mask));
@@ -419,6 +425,27 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
     --slot->readers;
     if (kind == SYNCWARP) acquire(&exchange);
     return &exchange;
+}
+
+// --- Tensor cores -------------------------------------------------------------------------------
+
+EXPORT const Exchange* emulator_ldmatrix(Kind kind, const void* row, const char* file, int line) {
+    Worker* w = emulator_context.worker;
+    const char* start = static_cast<const char*>(row);
+    if (emulator_context.lane < (kind < LDMATRIX_X2 ? 32u : 16u)) {
+        if (reinterpret_cast<uintptr_t>(row) & 15) {
+            emulator_fault("ldmatrix of a row whose address is not a multiple of 16", file, line);
+        }
+        if (start < w->arena || start + 16 > w->arena + w->arena_used) {
+            emulator_fault("ldmatrix of a row that is not in the block's shared memory", file, line);
+        }
+    }
+    return emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(row), file, line);
+}
+
+EXPORT void emulator_mma(Kind kind, float* d, const uint32_t* a, const uint32_t* b, const char* file, int line) {
+    Fragments fragments = {d, a, b};
+    emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(&fragments), file, line);
 }
 
 // --- Asynchronous copies ------------------------------------------------------------------------

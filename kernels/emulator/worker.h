@@ -50,6 +50,8 @@ struct Slot {
     Slot* next;
     unsigned mask, arrived, readers, generation;
     Kind kind;
+    const char* file;  // where the first lane waits
+    int line;
     Exchange exchange[2];
 };
 
@@ -177,7 +179,9 @@ inline void make_ready(Worker* w, unsigned warp, unsigned lanes) {
 inline const char* kind_name(Kind kind) {
     static const char* const names[] = {
         "__syncthreads", "__syncthreads_or", "__syncthreads_and", "__syncthreads_count", "__syncwarp", "__shfl_sync",
-        "__shfl_xor_sync", "__shfl_up_sync", "__shfl_down_sync", "__ballot_sync", "__any_sync", "__all_sync"};
+        "__shfl_xor_sync", "__shfl_up_sync", "__shfl_down_sync", "__ballot_sync", "__any_sync", "__all_sync",
+        "ldmatrix_x4", "ldmatrix_x4_transposed", "ldmatrix_x2", "ldmatrix_x2_transposed",
+        "mma_16x8x16<f16>", "mma_16x8x16<bf16>", "mma_16x8x8_tf32"};
     return names[kind];
 }
 

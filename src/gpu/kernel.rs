@@ -28,6 +28,8 @@ impl Source {
 /// The headers that kernels may include: name and text.
 pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
+    ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
+    ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("attention.cuh", include_str!("../../kernels/attention.cuh")),
 ];
 
