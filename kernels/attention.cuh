@@ -1,10 +1,13 @@
-// What the attention kernels in f32 share: sizes, visibility, and the two products on 64×64 tiles.
+// What the attention kernels in f32 arithmetic share: sizes, visibility, and the two products on 64×64 tiles.
 //
 // A block has 256 threads as 16×16. Thread (ty, tx) = (thread / 16, thread % 16) owns rows 4·ty … 4·ty+3 of a tile
 // and, of its columns, tx, tx + 16, tx + 32, … So the 16 threads of one row group are half a warp: sums and
 // maxima over a row are shuffles, and what a row group writes to shared memory it alone reads again.
 #pragma once
-#include "prelude.cuh"
+#include "numbers.cuh"
+
+// A tensor as it is stored; shared memory holds f32.
+typedef ViewOf<real> RealView;
 
 // Mirrors `KernelSizes` in src/ops/attention.rs.
 struct Sizes {
@@ -48,10 +51,38 @@ __device__ __forceinline__ void load_rows(float* to, int pitch, const float* fro
     }
 }
 
+// The same from 16 bits, widened on the way and hence not asynchronous.
+template <int WIDTH, class T>
+__device__ __forceinline__ void load_rows(float* to, int pitch, const T* from, long long stride, int row0, int rows,
+                                          int column0, int columns) {
+    bool wide = (((unsigned long long)from | (unsigned long long)(stride * 2)) & 15) == 0 && columns % 8 == 0;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < TILE * WIDTH / 8; e += 256) {
+        int row = e / (WIDTH / 8), column = e % (WIDTH / 8) * 8;
+        bool in_row = row0 + row < rows;
+        const T* source = from + (in_row ? (row0 + row) * stride + column0 + column : 0);
+        float* target = to + row * pitch + column;
+        if (wide) {
+            uint4 all = {0, 0, 0, 0};
+            if (in_row && column0 + column < columns) all = *reinterpret_cast<const uint4*>(source);
+            const uint32_t pairs[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                target[2 * i] = widen(T{(unsigned short)pairs[i]});
+                target[2 * i + 1] = widen(T{(unsigned short)(pairs[i] >> 16)});
+            }
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < 8; ++i)
+                target[i] = in_row && column0 + column + i < columns ? widen(source[i]) : 0.f;
+        }
+    }
+}
+
 // scores[i][j] = Σ_d a[row0_a + 4·ty + i][d] · b[row0_b + tx + 16·j][d]. `chunks` holds 2·CHUNK floats; on return
 // all threads are done with it. Copies started before this call have arrived, for all threads, when it returns.
-__device__ __forceinline__ void tile_scores(float (&scores)[4][4], float* chunks, const float* a, long long stride_a,
-                                            int row0_a, int rows_a, const float* b, long long stride_b, int row0_b,
+__device__ __forceinline__ void tile_scores(float (&scores)[4][4], float* chunks, const real* a, long long stride_a,
+                                            int row0_a, int rows_a, const real* b, long long stride_b, int row0_b,
                                             int rows_b, int depth) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
 #pragma unroll

@@ -1,4 +1,4 @@
-// Softmax attention in f32, forward and backward; T×S never in memory (FlashAttention-2: Dao 2023, algorithms 1 and 2).
+// Softmax attention in f32 arithmetic, forward and backward; T×S never in memory (FlashAttention-2: Dao 2023, algorithms 1 and 2).
 //
 //   forward   s = scale·q·kᵀ,  lse = log Σ exp(s),  out = Σ exp(s − lse)·v, in one pass over the keys: a row's sum and
 //             output are rescaled when its maximum grows. Exponentials are 2^(x·log2 e); the maximum, or lse, is taken
@@ -14,10 +14,12 @@ static constexpr int EACH = COLUMNS / 16;  // columns of a slice that a thread o
 static constexpr float LOG2_E = 1.4426950408889634f;
 
 // The start of one batch's and head's rows.
-__device__ __forceinline__ const float* head(const View& x, int b, int h) { return x.data + b * x.batch + h * x.head; }
+__device__ __forceinline__ const real* head(const RealView& x, int b, int h) {
+    return x.data + b * x.batch + h * x.head;
+}
 
 KERNEL(softmax_attention_forward, 256)
-(Sizes s, float scale, View q, View k, View v, View out, float* lse, const int* lengths) {
+(Sizes s, float scale, RealView q, RealView k, RealView v, RealView out, float* lse, const int* lengths) {
     DYNAMIC_SHARED(float, shared);
     float *chunks = shared, *weights = shared, *values = shared + 2 * CHUNK;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -69,11 +71,11 @@ KERNEL(softmax_attention_forward, 256)
         float all = row_sum(total[i]);
         if (t >= s.queries) continue;
         float inverse = visible[i] > 0 ? 1.f / all : 0.f;
-        float* row = out.at(b, h, t);
+        real* row = out.at(b, h, t);
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
             int column = column0 + tx + 16 * j;
-            if (column < s.value_dim) row[column] = sum[i][j] * inverse;
+            if (column < s.value_dim) row[column] = narrow<real>(sum[i][j] * inverse);
         }
         if (tx == 0 && blockIdx.y == 0)
             lse[(long long)bh * s.queries + t] = visible[i] > 0 ? top[i] + logf(all) : -INFINITY;
@@ -81,37 +83,39 @@ KERNEL(softmax_attention_forward, 256)
 }
 
 // delta = Σ dout∘out − dlse, a warp a row. dout or dlse may be absent.
-KERNEL(softmax_attention_delta, 256)(Sizes s, View out, View d_out, const float* d_lse, float* delta) {
+KERNEL(softmax_attention_delta, 256)(Sizes s, RealView out, RealView d_out, const float* d_lse, float* delta) {
     long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= (long long)s.batch * s.heads * s.queries) return;
     int lane = threadIdx.x % 32;
     int t = row % s.queries, h = row / s.queries % s.heads, b = row / s.queries / s.heads;
     float sum = 0.f;
     if (d_out.data)
-        for (int c = lane; c < s.value_dim; c += 32) sum = fmaf(out.at(b, h, t)[c], d_out.at(b, h, t)[c], sum);
+        for (int c = lane; c < s.value_dim; c += 32)
+            sum = fmaf(widen(out.at(b, h, t)[c]), widen(d_out.at(b, h, t)[c]), sum);
     sum = warp_sum(sum);
     if (lane == 0) delta[row] = sum - (d_lse ? d_lse[row] : 0.f);
 }
 
 // Adds to, or overwrites, this thread's part of a slice of gradient rows.
-__device__ __forceinline__ void put_gradient(const View& d, int b, int h, int row0, int rows, int column0, int columns,
-                                             const float (&sum)[4][EACH], float factor, int accumulate) {
+__device__ __forceinline__ void put_gradient(const RealView& d, int b, int h, int row0, int rows, int column0,
+                                             int columns, const float (&sum)[4][EACH], float factor, int accumulate) {
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (row0 + ty * 4 + i >= rows) continue;
-        float* to = d.at(b, h, row0 + ty * 4 + i);
+        real* to = d.at(b, h, row0 + ty * 4 + i);
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
             int column = column0 + tx + 16 * j;
-            if (column < columns) to[column] = sum[i][j] * factor + (accumulate ? to[column] : 0.f);
+            if (column < columns)
+                to[column] = narrow<real>(sum[i][j] * factor + (accumulate ? widen(to[column]) : 0.f));
         }
     }
 }
 
 KERNEL(softmax_attention_dq, 256)
-(Sizes s, float scale, View q, View k, View v, View d_out, const float* lse, const float* delta, View dq, int accumulate,
- const int* lengths) {
+(Sizes s, float scale, RealView q, RealView k, RealView v, RealView d_out, const float* lse, const float* delta,
+ RealView dq, int accumulate, const int* lengths) {
     DYNAMIC_SHARED(float, shared);
     float *chunks = shared, *weights = shared, *keys = shared + 2 * CHUNK;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
@@ -152,8 +156,8 @@ KERNEL(softmax_attention_dq, 256)
 
 // Rows of a tile are keys here and its columns queries, of every query head of the group in turn.
 KERNEL(softmax_attention_dkdv, 256)
-(Sizes s, float scale, View q, View k, View v, View d_out, const float* lse, const float* delta, View dk,
- int accumulate_dk, View dv, int accumulate_dv, const int* lengths) {
+(Sizes s, float scale, RealView q, RealView k, RealView v, RealView d_out, const float* lse, const float* delta,
+ RealView dk, int accumulate_dk, RealView dv, int accumulate_dv, const int* lengths) {
     DYNAMIC_SHARED(float, shared);
     float *chunks = shared, *weights = shared, *rows = shared + 2 * CHUNK;
     int ty = threadIdx.x / 16, tx = threadIdx.x % 16;

@@ -3,6 +3,8 @@
 //! Time runs from 0 to 2N for N nodes: node i runs forward at time i and backward at time 2N−1−i. A buffer lives
 //! from its first write to its last read; two whose lives do not meet may share memory.
 
+mod pool;
+
 use crate::cpu::strided::contiguous_strides;
 use crate::device::{Device, Memory};
 use crate::error::{Error, Result};
@@ -10,6 +12,7 @@ use crate::graph::{Graph, Origin, Tensor};
 pub use crate::op::HYPER;
 use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Spec, UPDATE_SCRATCH, Update};
 use crate::precision::Precision;
+use pool::{ALIGNMENT, Pool, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -59,67 +62,9 @@ pub struct Plan {
     poison: bool,
 }
 
-/// Every buffer starts at a multiple of this many bytes.
-const ALIGNMENT: usize = 256;
 /// Parameters start at multiples of this many elements within their buffer.
 const PARAMETER_ALIGNMENT: usize = 64;
 const FOREVER: usize = usize::MAX;
-
-/// A buffer before it has a place.
-struct Block {
-    bytes: usize,
-    from: usize,
-    to: usize,
-    offset: usize,
-}
-
-/// Collects buffers, then places them: largest first, each at the lowest offset where no living one lies.
-#[derive(Default)]
-struct Pool {
-    blocks: Vec<Block>,
-}
-
-impl Pool {
-    fn add(&mut self, bytes: usize, from: usize, to: usize) -> usize {
-        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
-        self.blocks.push(Block { bytes, from, to, offset: 0 });
-        self.blocks.len() - 1
-    }
-
-    fn place(&mut self) -> usize {
-        let mut order: Vec<usize> = (0..self.blocks.len()).collect();
-        order.sort_by_key(|&i| (std::cmp::Reverse(self.blocks[i].bytes), i));
-        let mut placed: Vec<usize> = Vec::new();
-        let mut total = 0;
-        for i in order {
-            let mut meeting: Vec<(usize, usize)> = (placed.iter().map(|&j| &self.blocks[j]))
-                .filter(|b| b.from <= self.blocks[i].to && self.blocks[i].from <= b.to)
-                .map(|b| (b.offset, b.offset + b.bytes))
-                .collect();
-            meeting.sort_unstable();
-            let mut offset = 0;
-            for (start, end) in meeting {
-                if offset + self.blocks[i].bytes <= start {
-                    break;
-                }
-                offset = offset.max(end);
-            }
-            self.blocks[i].offset = offset;
-            total = total.max(offset + self.blocks[i].bytes);
-            placed.push(i);
-        }
-        total
-    }
-}
-
-/// Where a buffer will lie.
-#[derive(Debug, Clone, Copy)]
-enum Slot {
-    /// At an offset that is known.
-    Fixed(usize),
-    /// The pool's block of this number.
-    Pooled(usize),
-}
 
 impl Plan {
     /// Plans `graph` on `device`.
@@ -288,7 +233,7 @@ impl Plan {
         let base = memory.address();
         let address = |slot: Slot| match slot {
             Slot::Fixed(offset) => base + offset as u64,
-            Slot::Pooled(block) => base + (fixed + pool.blocks[block].offset) as u64,
+            Slot::Pooled(block) => base + (fixed + pool.offset(block)) as u64,
         };
         let place = |t: Tensor, kind: Kind, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
             let info = &graph.tensors[t.0];

@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::cuda::{Cuda, devices};
 use crate::gpu::emulator::{Emulator, EmulatorOptions};
+use crate::graph::Graph;
+use crate::io::tensors::Dtype;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -68,6 +70,40 @@ impl DeviceArgs {
     pub fn open(&self, precision: Precision) -> Result<Arc<dyn Device>> {
         open(self.device, precision, self.threads.map_or(0, usize::from))
     }
+}
+
+/// What a device shall store for `--dtype` and `--tf32`.
+///
+/// # Errors
+/// If both are given and `--dtype` is not f32.
+pub fn stored(dtype: Dtype, tf32: bool) -> Result<Precision> {
+    match (tf32, dtype) {
+        (false, _) => Ok(dtype.precision()),
+        (true, Dtype::F32) => Ok(Precision::Tf32),
+        (true, _) => {
+            let problem = format!("is for f32 tensors, and these are {}", dtype.name());
+            Err(Error::argument("--tf32", problem, "add --dtype f32, or leave --tf32 out"))
+        }
+    }
+}
+
+/// Whether `--tf32` means anything to this graph on this device.
+///
+/// # Errors
+/// If it does not.
+pub fn check_tf32(graph: &Graph, device: &dyn Device) -> Result<()> {
+    if device.precision() != Precision::Tf32 {
+        let problem = format!("is for a GPU, and this is {}", device.name());
+        return Err(Error::argument("--tf32", problem, "use --device cuda or emulator, or leave it out"));
+    }
+    if !graph.nodes.iter().any(|n| n.op.precisions().contains(&Precision::Tf32)) {
+        return Err(Error::argument(
+            "--tf32",
+            "is for products that can be in TF32, and there are none",
+            "leave it out",
+        ));
+    }
+    Ok(())
 }
 
 /// Opens a device. `threads` (0: one a core) counts on the CPU only. The CPU has no 16-bit storage: it computes in f32,

@@ -557,6 +557,12 @@ fn cases() -> Vec<Case> {
         let y = g.one(op, &[x, w, b])?;
         g.record(op, &[y, w, b])
     });
+    // Parameters, which a 16-bit device keeps in f32 beside what the layer reads.
+    let trained = Case::new("a layer of parameters", |g| {
+        let x = g.normal("x", &[37, 65]);
+        let (w, b) = (g.weight("weight", &[33, 65], 0.1), g.weight("bias", &[33], 1.0));
+        g.record(Linear::TORCH, &[x, w, b])
+    });
     vec![
         case(&[1], 1, OutIn, true, None),
         case(&[37, 65], 1, InOut, true, Some(Gelu::Erf)),
@@ -572,5 +578,6 @@ fn cases() -> Vec<Case> {
         case(&[600, 5], 7, InOut, true, Some(Gelu::Erf)),
         case(&[3, 300], 300, InOut, true, Some(Gelu::Erf)),
         twice,
+        trained,
     ]
 }

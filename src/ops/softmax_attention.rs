@@ -14,6 +14,7 @@ use crate::graph::{Graph, Tensor};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::{ATTENTION_INPUTS, CAUSAL, KernelSizes, SCALE, Shape, Sizes, attention_case, bind};
+use crate::precision::Precision;
 use crate::run_spec::{RunSpec, TensorDoc};
 
 const ENTRIES: &[&str] =
@@ -79,6 +80,10 @@ impl Op for SoftmaxAttention {
     fn accepts_strides(&self) -> bool {
         true
     }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
+    }
 }
 
 impl<R: Real> CpuOp<R> for SoftmaxAttention {
@@ -130,19 +135,19 @@ impl Launcher {
     }
 
     /// The module whose blocks write slices of `columns`, and a launch over `tiles` × slices.
-    fn launch(&self, tiles: usize, columns: usize) -> (Module, Launch) {
+    fn launch(&self, gpu: &Gpu, tiles: usize, columns: usize) -> (Module, Launch) {
         let slice = [16, 32, 64].into_iter().find(|&s| columns <= s).unwrap_or(128);
         // Two chunks of 64 rows of 32 + 4 columns (a tile of weights overlays them), and 64 rows of a slice.
         let shared = 4 * (2 * TILE * 36 + TILE * slice);
         let grid = [tiles as u32, columns.div_ceil(slice) as u32, 1];
-        (Module::new(&SOURCE).define("COLUMNS", slice), Launch { grid, block: [256, 1, 1], shared: shared as u32 })
+        (gpu.module(&SOURCE).define("COLUMNS", slice), Launch { grid, block: [256, 1, 1], shared: shared as u32 })
     }
 
     /// Launches forward.
     pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64) -> Result<()> {
         let s = &self.sizes;
         let tiles = s.batch * s.heads * s.queries.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.value_dim);
+        let (module, launch) = self.launch(gpu, tiles, s.value_dim);
         let sizes = KernelSizes::from(s);
         let arguments: [&dyn crate::gpu::Argument; 8] = [&sizes, &self.scale, &q, &k, &v, &out, &lse, &self.lengths];
         gpu.launch(&module, ENTRIES[0], launch, &arguments)
@@ -163,7 +168,7 @@ impl Launcher {
         let sizes = KernelSizes::from(s);
         let rows = s.batch * s.heads * s.queries;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let (module, launch) = self.launch(s.batch * s.heads * s.queries.div_ceil(TILE), s.key_dim);
+        let (module, launch) = self.launch(gpu, s.batch * s.heads * s.queries.div_ceil(TILE), s.key_dim);
         gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
         if let Some((dq, accumulate)) = dq {
             let accumulate = accumulate as i32;
@@ -178,7 +183,7 @@ impl Launcher {
             return Ok(());
         }
         let tiles = s.batch * s.kv_heads * s.keys.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.key_dim.max(s.value_dim));
+        let (module, launch) = self.launch(gpu, tiles, s.key_dim.max(s.value_dim));
         let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
         let ((dk, accumulate_dk), (dv, accumulate_dv)) = (part(dk), part(dv));
         gpu.launch(
