@@ -106,14 +106,5 @@ __device__ __forceinline__ uint32_t pack<f16>(float low, float high) { return pa
 template <>
 __device__ __forceinline__ uint32_t pack<bf16>(float low, float high) { return pack_bf16(low, high); }
 
-// --- Tensors --------------------------------------------------------------------------------------
-
-// A (batch, head, row, column) tensor read in place through strides in elements; the column stride is 1.
-// Mirrors `View` in src/gpu/arguments.rs.
-struct View {
-    real* data;
-    long long batch, head, row;
-    __device__ __forceinline__ real* at(int b, int h, long long t) const {
-        return data + b * batch + h * head + t * row;
-    }
-};
+// A tensor of them, read in place.
+typedef ViewOf<real> RealView;

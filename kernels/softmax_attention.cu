@@ -118,7 +118,7 @@ __device__ __forceinline__ int end_key(const Work& w, const Sizes& s, const Opti
 }
 
 // A head's rows of the block's sequence.
-__device__ __forceinline__ Matrix matrix(const View& x, const Work& w, int h, int row0, int rows, int columns) {
+__device__ __forceinline__ Matrix matrix(const RealView& x, const Work& w, int h, int row0, int rows, int columns) {
     return {x.at(w.b, h, row0), x.row, rows, columns};
 }
 __device__ __forceinline__ long long row_of(const Sizes& s, const Work& w, int h, int t) {
@@ -192,7 +192,7 @@ __device__ __forceinline__ float kept(const Sizes& s, const Options& o, const Wo
 // --- Forward --------------------------------------------------------------------------------------
 
 KERNEL(softmax_attention_forward, Forward::THREADS)
-(Sizes s, Options o, View q, View k, View v, View out, float* lse) {
+(Sizes s, Options o, RealView q, RealView k, RealView v, RealView out, float* lse) {
     typedef Forward T;
     DYNAMIC_SHARED(char, memory);
     Work w;
@@ -275,7 +275,7 @@ KERNEL(softmax_attention_forward, Forward::THREADS)
 // --- Backward -------------------------------------------------------------------------------------
 
 // delta = Σ dout∘out − dlse, a warp a row. dout or dlse may be absent.
-KERNEL(softmax_attention_delta, 256)(Sizes s, View out, View d_out, const float* d_lse, float* delta) {
+KERNEL(softmax_attention_delta, 256)(Sizes s, RealView out, RealView d_out, const float* d_lse, float* delta) {
     long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= (long long)s.batch * s.heads * s.queries) return;
     int lane = threadIdx.x % 32;
@@ -289,7 +289,7 @@ KERNEL(softmax_attention_delta, 256)(Sizes s, View out, View d_out, const float*
 
 // Adds to, or overwrites, this thread's part of gradient rows.
 template <class T, int D>
-__device__ __forceinline__ void put(const View& d, const Work& w, int row0, int rows, int columns,
+__device__ __forceinline__ void put(const RealView& d, const Work& w, int row0, int rows, int columns,
                                     const float (&sum)[T::ROWS][T::width(D)], float factor, int accumulate) {
 #pragma unroll
     for (int i = 0; i < T::ROWS; ++i) {
@@ -308,7 +308,7 @@ __device__ __forceinline__ void put(const View& d, const Work& w, int row0, int 
 __device__ __forceinline__ float base_of(float lse, float unit) { return lse == -INFINITY ? INFINITY : lse / unit; }
 
 KERNEL(softmax_attention_dq, Dq::THREADS)
-(Sizes s, Options o, View q, View k, View v, View d_out, const float* lse, const float* delta, View dq, int accumulate) {
+(Sizes s, Options o, RealView q, RealView k, RealView v, RealView d_out, const float* lse, const float* delta, RealView dq, int accumulate) {
     typedef Dq T;
     DYNAMIC_SHARED(char, memory);
     Work w;
@@ -359,9 +359,9 @@ KERNEL(softmax_attention_dq, Dq::THREADS)
 
 // Rows of a tile are keys here and its columns queries, of every query head of the group in turn.
 template <bool WITH_DK, bool WITH_DV>
-__device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options& o, const View& q, const View& k, const View& v,
-                                     const View& d_out, const float* lse, const float* delta, const View& dk,
-                                     int accumulate_dk, const View& dv, int accumulate_dv) {
+__device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options& o, const RealView& q, const RealView& k, const RealView& v,
+                                     const RealView& d_out, const float* lse, const float* delta, const RealView& dk,
+                                     int accumulate_dk, const RealView& dv, int accumulate_dv) {
     typedef Dkdv T;
     Work w;
     if (!find<T::M>(w, s, o, s.kv_heads, true)) return;
@@ -417,8 +417,8 @@ __device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options
 
 // Where the registers do not hold both sums, PARTS is 2 and blockIdx.z tells which of them a block makes.
 KERNEL(softmax_attention_dkdv, Dkdv::THREADS)
-(Sizes s, Options o, View q, View k, View v, View d_out, const float* lse, const float* delta, View dk, int accumulate_dk,
- View dv, int accumulate_dv) {
+(Sizes s, Options o, RealView q, RealView k, RealView v, RealView d_out, const float* lse, const float* delta, RealView dk, int accumulate_dk,
+ RealView dv, int accumulate_dv) {
     DYNAMIC_SHARED(char, memory);
     if (PARTS == 1) dkdv<true, true>(memory, s, o, q, k, v, d_out, lse, delta, dk, accumulate_dk, dv, accumulate_dv);
     else if (blockIdx.z == 0) dkdv<true, false>(memory, s, o, q, k, v, d_out, lse, delta, dk, accumulate_dk, dv, accumulate_dv);
@@ -428,7 +428,7 @@ KERNEL(softmax_attention_dkdv, Dkdv::THREADS)
 // dbias = Σ p∘(dout·vᵀ − delta) over the axes that the bias is broadcast along: its strides there are 0. A block makes
 // one tile of it.
 KERNEL(softmax_attention_dbias, Dq::THREADS)
-(Sizes s, Options o, View q, View k, View v, View d_out, const float* lse, const float* delta, View d_bias, int accumulate) {
+(Sizes s, Options o, RealView q, RealView k, RealView v, RealView d_out, const float* lse, const float* delta, RealView d_bias, int accumulate) {
 #if BIAS
     typedef Dq T;
     DYNAMIC_SHARED(char, memory);
@@ -510,7 +510,7 @@ KERNEL(softmax_attention_dbias, Dq::THREADS)
 
 // The softmax weights themselves, before dropout, from q, k and lse: into zeros, as hidden ones are not written.
 KERNEL(softmax_attention_weights, Forward::THREADS)
-(Sizes s, Options o, View q, View k, const float* lse, View weights) {
+(Sizes s, Options o, RealView q, RealView k, const float* lse, RealView weights) {
     typedef Forward T;
     DYNAMIC_SHARED(char, memory);
     Work w;

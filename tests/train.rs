@@ -29,6 +29,12 @@ impl Place {
         String::from_utf8(output.get_output().stdout.clone()).unwrap()
     }
 
+    /// The same on another device than the CPU.
+    fn attn_on(&self, device: &str, line: &str) {
+        let mut command = Command::cargo_bin("attn").unwrap();
+        command.current_dir(self.0.path()).args(line.split_whitespace()).args(["--device", device]).assert().success();
+    }
+
     /// Runs `attn`, which must fail with code 2 and say these words.
     fn refuses(&self, line: &str, words: &[&str]) {
         let output = self.command(line).assert().code(2);
@@ -221,6 +227,60 @@ fn bad_texts_are_refused() {
     place.refuses("eval lm --checkpoint nowhere --text one.txt", &["nowhere: is no directory"]);
     place.refuses("generate --checkpoint run --prompt b", &["--prompt: character 'b' at position 0"]);
     place.refuses("generate --checkpoint run --prompt a --temperature 0", &["--temperature 0"]);
+}
+
+#[test]
+fn training_in_16_bits_is_refused_where_it_cannot_be() {
+    let place = Place::new();
+    place.refuses("train lm --out r --dtype f16", &["--dtype", "f16 needs loss scaling", "use bf16"]);
+    place.refuses("train lm --out r --dtype bf16", &["--dtype bf16: needs a GPU or the emulator", "--dtype f32"]);
+    assert!(!place.path("r").exists());
+    place.attn(&format!("train lm {SMALL} --steps 1 --out f"));
+    place.refuses("train lm --resume f --steps 2 --dtype bf16", &["--dtype \"bf16\": the run to resume has \"f32\""]);
+}
+
+/// The most that a step's losses of two runs differ by, relatively.
+fn largest_difference(place: &Place, a: &str, b: &str) -> f64 {
+    let (a, b) = (place.losses(a), place.losses(b));
+    assert!(a.len() == b.len() && a != b, "bf16 gives other bits than f32");
+    let differences = a.iter().zip(&b).map(|(&a, &b)| (f64::from_bits(a) / f64::from_bits(b) - 1.0).abs());
+    differences.fold(0.0, f64::max)
+}
+
+/// A few steps of what the long test below does for longer, and resumed half way.
+#[test]
+fn bf16_on_the_emulator_follows_f32() {
+    let place = Place::new();
+    let on = |dtype: &str, more: &str| {
+        let line = format!("train lm --dtype {dtype} --batch-size 4 --lr 3e-3 --dropout 0 --save-every 0 {more}");
+        place.attn_on("emulator", &line);
+    };
+    on("f32", "--steps 4 --out f32");
+    on("bf16", "--steps 4 --out bf16");
+    let worst = largest_difference(&place, "f32", "bf16");
+    assert!(worst < 0.01, "{worst}");
+    on("bf16", "--steps 2 --out parts");
+    place.attn_on("emulator", "train lm --resume parts --steps 4");
+    same_files(&place.path("bf16"), &place.path("parts"), &WEIGHTS);
+    // Its weights are f32, and as good on the CPU.
+    let text = place.text("t.txt", "12+34=640\n".repeat(10));
+    place.attn(&format!("eval lm --checkpoint bf16 --text {text}"));
+}
+
+/// gpt-nano on a text for 20 steps.
+#[cfg(feature = "long-tests")]
+#[test]
+fn bf16_follows_f32_for_20_steps() {
+    let place = Place::new();
+    let text = place.text("t.txt", some_text(2000));
+    for dtype in ["f32", "bf16"] {
+        let size = "--preset gpt-nano --block-size 64 --batch-size 8 --steps 20 --lr 3e-3 --dropout 0";
+        let line = format!("train lm --text {text} --dtype {dtype} {size} --save-every 0 --out {dtype}");
+        place.attn_on("emulator", &line);
+    }
+    let worst = largest_difference(&place, "f32", "bf16");
+    println!("largest relative difference of a loss: {worst:.2e}");
+    assert!(worst < 0.01, "{worst}");
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Op for MeanSimilarityAttention {
         let numel = |shape: [usize; 4]| shape.iter().product::<usize>();
         Ok(Contract {
             outputs: vec![s.output()],
-            saved: vec![queries.into(), keys.into(), queries[..3].into()],
+            saved: vec![Spec::full(queries), Spec::full(keys), Spec::full(&queries[..3])],
             // delta, and the gradients of both means.
             scratch_backward: 2 * numel(queries) + numel(keys),
             // Of q and k, only the means.

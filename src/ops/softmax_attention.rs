@@ -30,6 +30,7 @@ use crate::ops::Entry;
 use crate::ops::attention::Sizes;
 use crate::ops::dropout::Dropout;
 pub(crate) use gpu::Launcher;
+use crate::precision::Precision;
 
 /// An input after q, k and v.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -230,7 +231,7 @@ impl Op for SoftmaxAttention {
 
     fn contract(&self, inputs: &[&Spec]) -> Result<Contract> {
         let s = self.sizes(inputs)?;
-        let mut outputs = vec![s.output(), Output::real([s.batch, s.heads, s.queries])];
+        let mut outputs = vec![s.output(), Output::full([s.batch, s.heads, s.queries])];
         if self.weights {
             outputs.push(Output::real([s.batch, s.heads, s.queries, s.keys]));
         }
@@ -260,6 +261,10 @@ impl Op for SoftmaxAttention {
 
     fn accepts_strides(&self) -> bool {
         true
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        &Precision::GPU
     }
 }
 

@@ -3,7 +3,7 @@
 use super::tiles::{Tile, Tiles};
 use super::{ENTRY, Extra, SoftmaxAttention};
 use crate::error::Result;
-use crate::gpu::{Argument, Gpu, Launch, Module, Source, View};
+use crate::gpu::{Argument, Gpu, Launch, Source, View};
 use crate::op::*;
 use crate::ops::attention::{KernelSizes, Sizes};
 use bytemuck::{Pod, Zeroable};
@@ -144,7 +144,7 @@ impl Launcher {
         slices: [usize; 2],
         arguments: &[&dyn Argument],
     ) -> Result<()> {
-        let module = self.tiles(gpu).module(Module::new(&SOURCE).define("FEATURES", self.features));
+        let module = self.tiles(gpu).module(gpu.module(&SOURCE).define("FEATURES", self.features));
         let grid = [blocks as u32, slices[0] as u32, slices[1] as u32];
         let launch = Launch { grid, block: [tile.threads(), 1, 1], shared: tile.shared };
         let mut all: Vec<&dyn Argument> = Vec::with_capacity(arguments.len() + 2);
@@ -186,7 +186,7 @@ impl Launcher {
         let sizes = KernelSizes::from(s);
         let rows = s.batch * s.heads * s.queries;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let module = tiles.module(Module::new(&SOURCE).define("FEATURES", self.features));
+        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
         gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
         let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
         if dq.is_some() {

@@ -58,10 +58,10 @@ const LARGEST: usize = 256;
 impl Tiles {
     /// For these head sizes on this device.
     pub fn of(gpu: &Gpu, (key_dim, value_dim): (usize, usize), positive_scale: bool, features: bool) -> Tiles {
-        let wanted = gpu.storage_bytes() == 2 || gpu.tf32();
+        let wanted = gpu.storage().bytes() == 2 || gpu.tf32();
         let tensor = wanted && gpu.properties().sm >= 80 && key_dim.max(value_dim) <= LARGEST && positive_scale;
         if tensor {
-            Self::tensor(gpu.storage_bytes(), (key_dim, value_dim), features)
+            Self::tensor(gpu.storage().bytes(), (key_dim, value_dim), features)
         } else {
             Self::ordinary(key_dim, value_dim)
         }
