@@ -115,7 +115,7 @@ pub fn table(rows: &[Row], peers: &[PeerRow]) -> String {
             cells.extend([p.min_ms, p.tflops, p.gbps].map(figure));
             cells.push(p.peak_bytes.map(bytes).unwrap_or_default());
             let mut cells = padded(cells, header.len());
-            *cells.last_mut().expect("as many as the header") = p.ratio.map(|x| format!("{x:.2}")).unwrap_or_default();
+            *cells.last_mut().expect("as many as the header") = p.ratio.map(|x| significant(x, 2)).unwrap_or_default();
             table.add_row(cells);
         }
     }
