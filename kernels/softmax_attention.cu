@@ -191,8 +191,10 @@ __device__ __forceinline__ float kept(const Sizes& s, const Options& o, const Wo
 
 // --- Forward --------------------------------------------------------------------------------------
 
+// With few queries and many keys the keys are split among gridDim.z blocks; each leaves its part of out and lse in
+// `partial` and `lse`, one part after another, for softmax_attention_merge.
 KERNEL(softmax_attention_forward, Forward::THREADS)
-(Sizes s, Options o, RealView q, RealView k, RealView v, RealView out, float* lse) {
+(Sizes s, Options o, RealView q, RealView k, RealView v, RealView out, float* partial, float* lse) {
     typedef Forward T;
     DYNAMIC_SHARED(char, memory);
     Work w;
@@ -213,6 +215,11 @@ KERNEL(softmax_attention_forward, Forward::THREADS)
         end[i] = t < w.queries ? end_key(w, s, o, t) : 0;
     }
     int s0 = first_key(w, o, w.first), last = end_key(w, s, o, last_row);
+    if (partial) {
+        int tiles = (max(last - s0, 0) + T::N - 1) / T::N, share = (tiles + gridDim.z - 1) / gridDim.z * T::N;
+        s0 += blockIdx.z * share;
+        last = min(last, s0 + share);
+    }
     if (s0 < last) {
         T::load<T::M>(queries, matrix(q, w, h, w.q0, w.queries, s.key_dim), w.first);
         T::load<T::N>(keys, all_keys, s0);
@@ -261,15 +268,38 @@ KERNEL(softmax_attention_forward, Forward::THREADS)
         float all = T::row_sum(total[i]);
         if (t >= w.queries) continue;
         float inverse = all == 0.f ? 0.f : 1.f / all;
-        real* row = out.at(w.b, h, w.q0 + t);
+        // Of several parts each has room for all rows.
+        long long flat = row_of(s, w, h, t) + blockIdx.z * ((long long)s.batch * s.heads * s.queries);
+        real* row = partial ? nullptr : out.at(w.b, h, w.q0 + t);
 #pragma unroll
         for (int j = 0; j < T::width(VALUE_COLUMNS); ++j) {
             int column = T::output_column<VALUE_COLUMNS>(j);
-            if (column < s.value_dim) row[column] = narrow<real>(sum[i][j] * inverse);
+            if (column >= s.value_dim) continue;
+            if (partial) partial[flat * s.value_dim + column] = sum[i][j] * inverse;
+            else row[column] = narrow<real>(sum[i][j] * inverse);
         }
-        if (T::column(0) == 0 && blockIdx.y == 0)
-            lse[row_of(s, w, h, t)] = all == 0.f ? -INFINITY : top[i] * unit + logf(all);
+        if (T::column(0) == 0 && blockIdx.y == 0) lse[flat] = all == 0.f ? -INFINITY : top[i] * unit + logf(all);
     }
+}
+
+// out = Σ exp(lseₙ − lse)·outₙ with lse = log Σ exp(lseₙ): a warp a row.
+KERNEL(softmax_attention_merge, 256)(Sizes s, const float* partial, const float* part_lse, int parts, RealView out, float* lse) {
+    long long rows = (long long)s.batch * s.heads * s.queries, row = blockIdx.x * 8ll + threadIdx.x / 32;
+    if (row >= rows) return;
+    float top = -INFINITY, total = 0.f;
+    for (int n = 0; n < parts; ++n) top = fmaxf(top, part_lse[n * rows + row]);
+    float base = top == -INFINITY ? 0.f : top;
+    for (int n = 0; n < parts; ++n) total += exp2_approx(LOG2_E * (part_lse[n * rows + row] - base));
+    real* to = out.at(row / s.queries / s.heads, row / s.queries % s.heads, row % s.queries);
+    for (int c = threadIdx.x % 32; c < s.value_dim; c += 32) {
+        float sum = 0.f;
+        for (int n = 0; n < parts; ++n) {
+            float weight = exp2_approx(LOG2_E * (part_lse[n * rows + row] - base));
+            sum = fmaf(weight, partial[(n * rows + row) * s.value_dim + c], sum);
+        }
+        to[c] = narrow<real>(total == 0.f ? 0.f : sum / total);
+    }
+    if (threadIdx.x % 32 == 0) lse[row] = total == 0.f ? -INFINITY : top + logf(total);
 }
 
 // --- Backward -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ use std::path::Path;
 use attn_engine::Error;
 use attn_engine::gpu::cuda::cache::{self, Cache};
 use attn_engine::gpu::cuda::gate::{self, GateItem, Report};
+use attn_engine::gpu::cuda::nvdisasm::Nvdisasm;
 use attn_engine::gpu::cuda::nvrtc::{self, Nvrtc};
 use attn_engine::gpu::cuda::{Arch, Cuda, devices};
 use attn_engine::gpu::driver::Driver;
@@ -39,7 +40,7 @@ fn compiler() -> Option<&'static Nvrtc> {
 }
 
 fn build(items: &[GateItem], archs: &[Arch], out: Option<&Path>, folder: &Path) -> Report {
-    gate::build(items, archs, out, 2, &Cache::below(folder), &|_, _| {}).unwrap()
+    gate::build(items, archs, out, 2, &Cache::below(folder), None, &|_, _| {}).unwrap()
 }
 
 #[test]
@@ -186,6 +187,46 @@ fn a_machine_without_a_gpu_says_what_to_do() {
         (list, open) => panic!("{list:?}, but opening it: {:?}", open.err()),
     }
     assert!(Cuda::new(1000).is_err());
+}
+
+/// In `.ci/run` the gate's own stage has fetched nvdisasm before the tests run.
+#[test]
+fn main_loops_are_read_from_the_machine_code() {
+    if compiler().is_none() {
+        return;
+    }
+    let disassembler = match Nvdisasm::find() {
+        Ok(found) => found,
+        Err(error) if std::env::var_os("CI").is_some() => panic!("{error}"),
+        Err(error) => return eprintln!("NOT RUN: {error}"),
+    };
+    // SAFETY: compiled only.
+    const TILES: Source = unsafe { Source::new("gate_tiles", include_str!("kernels/gate_tiles.cu"), &["tiles"]) };
+    let folder = tempfile::tempdir().unwrap();
+    let items = [GateItem::new(Module::new(&TILES)).threads("tiles", 128)];
+    // Turing has neither the product of 16 columns nor the asynchronous copy.
+    let archs = &Arch::ALL[1..];
+    let cache = Cache::below(folder.path());
+    let build = |disassembler| gate::build(&items, archs, None, 2, &cache, disassembler, &|_, _| {}).unwrap();
+    // Known already, but not its loops: asking for them finds them.
+    assert!(build(None).rows.iter().all(|row| row.main_loop.is_none()));
+    let report = build(Some(&disassembler));
+    assert!(report.passed(), "{}", report.table());
+    assert_eq!((report.rows.len(), report.cached), (6, 0));
+    for row in &report.rows {
+        let main = row.main_loop.as_ref().unwrap_or_else(|| panic!("{row:?} has no loop"));
+        // Unrolled by the compiler, as often as it liked: for each copy two products, two ldmatrix, one of each else.
+        let n = main.counts.hmma / 2;
+        assert!(n >= 1 && main.counts.hmma == 2 * n && main.counts.ldsm == 2 * n, "{row:?}");
+        assert_eq!([main.counts.ldg, main.counts.mufu, main.counts.ffma], [n; 3], "{row:?}");
+        assert_eq!(main.counts.tensor_fmas, u64::from(n) * (2048 + 2 * 1024));
+        assert_eq!(main.block_flops, 4 * u64::from(n) * (2 * (2048 + 1024) + 64 + 32));
+        assert_eq!(main.block_bytes, 4 * u64::from(n) * 512);
+        assert!(row.occupancy.is_some_and(|o| o.blocks >= 8), "{row:?}");
+    }
+    let table = report.main_loops();
+    assert!(table.contains("tiles") && table.contains("sm_90a") && table.contains("bound by"), "{table}");
+    assert_eq!(build(Some(&disassembler)).cached, 6, "the second time from the cache");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use crate::Error;
 use crate::gpu::cuda::Arch;
 use crate::gpu::cuda::cache::{self, Cache};
 use crate::gpu::cuda::gate::{self, GateItem, Report};
-use crate::gpu::cuda::install::install_nvrtc;
+use crate::gpu::cuda::install::{install_nvdisasm, install_nvrtc};
+use crate::gpu::cuda::nvdisasm::Nvdisasm;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -33,13 +34,18 @@ enum Command {
         #[command(flatten)]
         how: How,
     },
-    /// Compile every kernel and print registers, spills and shared memory; writes no kernels
-    #[command(after_help = "Example: attn kernels report --arch 90a --json report.json\n\
+    /// Compile every kernel and print registers, spills, shared memory and occupancy; writes no kernels
+    #[command(after_help = "Examples:\n  attn kernels report --arch 90a --json report.json\n  \
+                            attn kernels report --sass --install\n\
                             Exits with 1 where a kernel does not compile, spills, or takes too much shared memory.")]
     Report {
         /// Architectures, such as sm_80,sm_90a; `all` for every one that the kernels are made for
         #[arg(long, value_name = "LIST", default_value = "all", value_parser = parse_archs)]
         arch: Archs,
+        /// Print what each kernel's main loop consists of and which unit bounds it, read from the machine code (takes
+        /// nvdisasm, which --install fetches, and longer)
+        #[arg(long)]
+        sass: bool,
         #[command(flatten)]
         how: How,
     },
@@ -69,22 +75,29 @@ fn parse_archs(text: &str) -> Result<Archs, Error> {
 /// Runs the command on what the validation cases launch. `false`: something is wrong with a kernel, and the table on
 /// stdout says what.
 pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
-    let (archs, out, how) = match args.command {
-        Command::Build { arch, out, how } => (arch.0, Some(out), how),
-        Command::Report { arch, how } => (arch.0, None, how),
+    let (archs, out, sass, how) = match args.command {
+        Command::Build { arch, out, how } => (arch.0, Some(out), false, how),
+        Command::Report { arch, sass, how } => (arch.0, None, sass, how),
     };
     if how.install {
         eprintln!("NVRTC: fetching it, unless it is there");
         eprintln!("NVRTC: {}", install_nvrtc()?.display());
+        if sass {
+            eprintln!("nvdisasm: {}", install_nvdisasm()?.display());
+        }
     }
+    let disassembler = if sass { Some(Nvdisasm::find()?) } else { None };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template("compiling {bar:30} {pos}/{len} {eta} left")?);
     let progress = |done: usize, all: usize| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
     };
-    let report: Report = gate::build(items, &archs, out.as_deref(), how.jobs, &Cache::standard()?, &progress)?;
+    let cache = Cache::standard()?;
+    let report: Report =
+        gate::build(items, &archs, out.as_deref(), how.jobs, &cache, disassembler.as_ref(), &progress)?;
     bar.finish_and_clear();
+    super::print(report.main_loops())?;
     super::print(report.table())?;
     if let Some(folder) = out {
         let folder = folder.display();
@@ -119,8 +132,8 @@ mod tests {
         let Command::Build { arch, out, how } = args.command else { panic!("{args:?}") };
         assert_eq!(arch.0, Arch::parse_list("sm_80,sm_90a").unwrap());
         assert!(out.as_os_str() == "built" && how.install && how.jobs == 3 && how.json.is_some());
-        let Command::Report { arch, .. } = parse("kernels report").unwrap().command else { panic!() };
-        assert_eq!(arch.0, Arch::ALL);
+        let Command::Report { arch, sass, .. } = parse("kernels report").unwrap().command else { panic!() };
+        assert!(arch.0 == Arch::ALL && !sass);
         assert!(parse("kernels build").unwrap_err().to_string().contains("--out"));
         assert!(parse("kernels report --arch volta").unwrap_err().to_string().contains("sm_75"));
     }

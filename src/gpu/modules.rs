@@ -35,6 +35,7 @@ pub fn launched_in(precisions: &[Precision], entries: &[&Entry], archs: &[Arch])
                 for item in launched_by(&case, precision, arch)? {
                     let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
                     *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
+                    *known = item.threads.iter().fold(known.clone(), |all, (e, &n)| all.threads(e, n));
                 }
             }
         }
@@ -50,9 +51,9 @@ pub fn launched_by(case: &Case, precision: Precision, arch: Arch) -> Result<Vec<
     let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
     run_case(case, Arc::new(Gpu::storing(precision, "recorder", recorder.clone())))?;
     let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
-    for (module, entry, shared) in recorder.launches() {
+    for (module, entry, threads, shared) in recorder.launches() {
         let item = items.entry(module.clone()).or_insert_with(|| GateItem::new(module));
-        *item = item.clone().shared(&entry, shared);
+        *item = item.clone().shared(&entry, shared).threads(&entry, threads);
     }
     Ok(items.into_values().collect())
 }

@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Recorder {
     properties: Properties,
     functions: Mutex<Vec<(Module, String)>>,
-    shared: Mutex<BTreeMap<(Module, String), u32>>,
+    /// Threads and bytes of dynamic shared memory, the most of each.
+    launched: Mutex<BTreeMap<(Module, String), (u32, u32)>>,
     next: AtomicU64,
 }
 
@@ -21,12 +22,12 @@ impl Recorder {
     pub fn new(sm: u32, shared_per_block: u32) -> Self {
         let properties = Properties { name: format!("recorder (sm_{sm})"), sm, multiprocessors: 132, shared_per_block };
         // Addresses that no dereference survives; nothing dereferences them.
-        Recorder { properties, functions: Mutex::default(), shared: Mutex::default(), next: AtomicU64::new(1 << 40) }
+        Recorder { properties, functions: Mutex::default(), launched: Mutex::default(), next: AtomicU64::new(1 << 40) }
     }
 
-    /// Every entry launched, with the most dynamic shared memory that one of its launches wanted.
-    pub fn launches(&self) -> Vec<(Module, String, u32)> {
-        self.shared.lock().unwrap().iter().map(|((m, e), &s)| (m.clone(), e.clone(), s)).collect()
+    /// Every entry launched, with the most threads and dynamic shared memory that one of its launches wanted.
+    pub fn launches(&self) -> Vec<(Module, String, u32, u32)> {
+        self.launched.lock().unwrap().iter().map(|((m, e), &(t, s))| (m.clone(), e.clone(), t, s)).collect()
     }
 }
 
@@ -57,10 +58,11 @@ impl Driver for Recorder {
         Ok(Function(functions.len() - 1))
     }
     unsafe fn launch(&self, function: Function, launch: Launch, _: &[&[u8]]) -> Result<()> {
-        let launched = self.functions.lock().unwrap()[function.0].clone();
-        let mut shared = self.shared.lock().unwrap();
-        let most = shared.entry(launched).or_default();
-        *most = launch.shared.max(*most);
+        let entry = self.functions.lock().unwrap()[function.0].clone();
+        let mut launched = self.launched.lock().unwrap();
+        let (threads, shared) = launched.entry(entry).or_default();
+        *threads = launch.block.iter().product::<u32>().max(*threads);
+        *shared = launch.shared.max(*shared);
         Ok(())
     }
     unsafe fn matmul(&self, _: &Matmul) -> Result<bool> {

@@ -223,7 +223,7 @@ impl GpuOp for MeanSimilarityAttention {
         launch_row_means(gpu, &io.inputs[0], mean_q)?;
         launch_row_means(gpu, &io.inputs[1], mean_k)?;
         let (q, k) = (view_of_means(mean_q, shapes[0]), view_of_means(mean_k, shapes[1]));
-        launcher.forward(gpu, q, k, View::of(&io.inputs[2]), View::of(&io.outputs[0]), lse)
+        launcher.forward(gpu, q, k, View::of(&io.inputs[2]), View::of(&io.outputs[0]), lse, 0)
     }
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {

@@ -29,8 +29,8 @@ use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
 use crate::ops::dropout::Dropout;
-pub(crate) use gpu::Launcher;
 use crate::precision::Precision;
+pub(crate) use gpu::Launcher;
 
 /// An input after q, k and v.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

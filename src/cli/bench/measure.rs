@@ -51,13 +51,28 @@ pub struct Measured {
 impl Measured {
     /// The middle sample.
     pub fn median(&self) -> f64 {
-        let n = self.samples.len();
-        (self.samples[(n - 1) / 2] + self.samples[n / 2]) / 2.0
+        median(&self.samples)
     }
 }
 
+/// The middle of sorted values, of which there is at least one.
+pub fn median(sorted: &[f64]) -> f64 {
+    let n = sorted.len();
+    (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0
+}
+
+/// How long a case is measured, in how many rounds, and what happens between them.
+pub struct Rounds<'a> {
+    /// For all rounds together.
+    pub seconds: f64,
+    /// One, or more where somebody else takes turns.
+    pub count: usize,
+    /// Called after each round with its samples, sorted.
+    pub after: &'a mut dyn FnMut(&[f64]) -> Result<()>,
+}
+
 /// Standard normal values that depend on `stream` alone, so that every variant gets the same.
-fn normal(stream: u32, n: usize, dtype: Dtype) -> Vec<f64> {
+pub fn normal(stream: u32, n: usize, dtype: Dtype) -> Vec<f64> {
     let generator = Philox::new(0, stream, 0);
     (0..n as u64).into_par_iter().map(|i| dtype.round(generator.normal(i))).collect()
 }
@@ -135,15 +150,15 @@ impl Setting {
         self.read(&plan, out)
     }
 
-    /// Times the variant for about `seconds`: at least once, whatever that takes. `None`: interrupted.
+    /// Times the variant for about as long as `rounds` says: at least once a round, whatever that takes. `None`: interrupted.
     ///
     /// # Errors
-    /// If it cannot be planned or run.
+    /// If it cannot be planned or run, and those of `rounds.after`.
     pub fn measure(
         &self,
         entry: &Entry,
         length: usize,
-        seconds: f64,
+        rounds: Rounds,
         flush: Option<&Flush>,
         interrupted: &AtomicBool,
     ) -> Result<Option<Measured>> {
@@ -164,22 +179,30 @@ impl Setting {
         };
         // The first run compiles kernels, touches pages and wakes threads. Where nothing is compiled and it is slow, it
         // is the figure: waiting as long again would teach little.
+        let seconds = rounds.seconds / rounds.count as f64;
         let mut samples = Vec::new();
         let first = once()?;
         let out = self.read(&plan, out)?;
-        if self.device.name() == "cpu" && first >= seconds * 1e3 {
-            samples.push(first);
-        } else {
-            if first < seconds * 250.0 {
+        let slow = self.device.name() == "cpu" && first >= seconds * 1e3;
+        for round in 0..rounds.count {
+            let mut of_round = Vec::new();
+            if slow && round == 0 {
+                of_round.push(first);
+            } else if !slow && (round > 0 || first < seconds * 250.0) {
                 once()?;
             }
             let start = Instant::now();
-            while samples.is_empty() || samples.len() < MOST_SAMPLES && start.elapsed().as_secs_f64() < seconds {
+            while of_round.is_empty()
+                || of_round.len() < MOST_SAMPLES && !slow && start.elapsed().as_secs_f64() < seconds
+            {
                 if interrupted.load(Ordering::Relaxed) {
                     return Ok(None);
                 }
-                samples.push(once()?);
+                of_round.push(once()?);
             }
+            of_round.sort_by(f64::total_cmp);
+            (rounds.after)(&of_round)?;
+            samples.extend(of_round);
         }
         samples.sort_by(f64::total_cmp);
         let cost = self.cost(entry, length)?;

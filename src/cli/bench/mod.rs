@@ -2,8 +2,10 @@
 
 mod analysis;
 mod measure;
+mod peer;
 mod plot;
 mod report;
+mod roofline;
 
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
@@ -12,7 +14,10 @@ use crate::io::Target;
 use crate::io::tensors::Dtype;
 use crate::ops::{Entry, OPS};
 use indicatif::{ProgressBar, ProgressStyle};
-use measure::{Flush, Measured, Setting};
+use measure::{Flush, Measured, Rounds, Setting, median};
+use peer::{Peer, PeerRow, ROUNDS};
+use report::Results;
+use roofline::{Fractions, Peaks};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,7 +55,8 @@ impl Direction {
 /// Compare attention variants over lengths: time, memory, error
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  attn bench\n  attn bench --lengths 1024,4096,16384 --causal --direction both \
-                        --out results\nThe last line is the answer in one sentence.")]
+                        --out results\n  attn bench --variants softmax-attention --lengths 1024,4096 --peer torch \
+                        --python venv/bin/python\nThe last line is the answer in one sentence.")]
 pub struct Args {
     /// Variants, by name [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
@@ -88,6 +94,12 @@ pub struct Args {
     /// Write the rows as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Run the same cases through PyTorch too, in turns with ours, and print both with the ratio of their times
+    #[arg(long, value_enum, hide_possible_values = true, value_name = "torch")]
+    peer: Option<peer::Name>,
+    /// The Python in which PyTorch is installed
+    #[arg(long, value_name = "PATH", default_value = "python3", requires = "peer")]
+    python: String,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -111,6 +123,9 @@ struct Row {
     peak_bytes: usize,
     /// Against softmax attention on the same inputs; `None` for softmax attention itself.
     error: Option<f64>,
+    /// On a GPU: what it reaches of the measured ceilings.
+    #[serde(flatten)]
+    roofline: Option<Fractions>,
 }
 
 /// Where results go besides stdout.
@@ -207,6 +222,7 @@ fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) ->
 pub fn main(args: Args) -> Result<Status> {
     let mut entries = chosen(&args.variants)?;
     let device = args.device.open(stored(args.dtype, args.tf32)?)?;
+    let threads = args.device.threads.map(usize::from);
     let files = Files::new(&args)?;
     let mut lengths: Vec<usize> = match device.name().as_str() {
         "emulator" if args.lengths.is_empty() => vec![16, 32, 64],
@@ -241,11 +257,27 @@ pub fn main(args: Args) -> Result<Status> {
     entries = with_kernels(&setting, entries, &args)?;
     let linear: Vec<&str> = entries.iter().filter(|e| is_linear(&setting, e)).map(|e| e.name).collect();
     let is_linear = |name: &str| linear.contains(&name);
-    let place = devices::describe(&setting.device.name(), args.device.threads.map(usize::from));
+    let place = devices::describe(&setting.device.name(), threads);
 
-    let mut bench = Bench { setting: &setting, entries: &entries, files: &files, is_linear: &is_linear, rows: vec![] };
+    let peer = match args.peer {
+        Some(peer::Name::Torch) => {
+            let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+            Some(Peer::start(&args.python, &setting, threads.unwrap_or_else(cores))?)
+        }
+        None => None,
+    };
+    let mut bench = Bench {
+        setting: &setting,
+        entries: &entries,
+        files: &files,
+        is_linear: &is_linear,
+        peaks: Peaks::of_gpu(&setting.device)?,
+        peers: peer.is_some().then(Vec::new),
+        peer,
+        rows: vec![],
+    };
     bench.run(&lengths, args.lengths.is_empty(), &interrupted)?;
-    let rows = bench.rows;
+    let Bench { rows, peers, peaks, .. } = bench;
     if !rows.is_empty() {
         let (exponents, crossovers) = (analysis::exponents(&rows), analysis::crossovers(&rows, &is_linear));
         let figure = plot::Figure {
@@ -260,7 +292,9 @@ pub fn main(args: Args) -> Result<Status> {
         if let Some(to) = &files.png {
             plot::write_png(to, &figure)?;
         }
-        print_line(report::table(&rows))?;
+        let peers = peers.as_deref().unwrap_or_default();
+        print_line(report::table(&rows, peers))?;
+        print(report::notes(peers, peaks))?;
         print(report::findings(&exponents, &crossovers))?;
         if !interrupted.load(Ordering::Relaxed) {
             print_line(analysis::sentence(&rows, &crossovers, &is_linear, &place))?;
@@ -285,7 +319,11 @@ struct Bench<'a> {
     entries: &'a [&'static Entry],
     files: &'a Files,
     is_linear: &'a dyn Fn(&str) -> bool,
+    peaks: Option<Peaks>,
+    peer: Option<Peer>,
     rows: Vec<Row>,
+    /// Empty is not the same as nobody to compare with.
+    peers: Option<Vec<PeerRow>>,
 }
 
 impl Bench<'_> {
@@ -315,8 +353,9 @@ impl Bench<'_> {
             let mut reference: Option<Vec<f64>> = None;
             for entry in &order {
                 bar.set_message(format!("{} T={length}", entry.name));
-                let measured = self.setting.measure(entry, length, seconds, flush.as_ref(), interrupted)?;
-                let Some(measured) = measured else { return Ok(()) };
+                let Some(measured) = self.measure(entry, length, seconds, flush.as_ref(), interrupted)? else {
+                    return Ok(());
+                };
                 let compared = match (&reference, softmax) {
                     _ if entry.name == SOFTMAX => None,
                     (Some(r), _) => Some(error(&measured.out, r)),
@@ -341,10 +380,38 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Measures ours, and in turns with it the peer's, whose rows are kept. `None`: interrupted.
+    fn measure(
+        &mut self,
+        entry: &Entry,
+        length: usize,
+        seconds: f64,
+        flush: Option<&Flush>,
+        interrupted: &AtomicBool,
+    ) -> Result<Option<Measured>> {
+        let count = if self.peer.is_some() { ROUNDS } else { 1 };
+        let mut compared = self.peer.as_ref().map_or(vec![], |peer| peer.compared(entry.name));
+        let mut after = |ours: &[f64]| match &mut self.peer {
+            Some(peer) => peer.round(&mut compared, entry.name, length, seconds / count as f64, median(ours)),
+            None => Ok(()),
+        };
+        let rounds = Rounds { seconds, count, after: &mut after };
+        let measured = match self.setting.measure(entry, length, rounds, flush, interrupted) {
+            // Ctrl-C reaches the peer too, and ends it.
+            Err(_) if interrupted.load(Ordering::Relaxed) => None,
+            other => other?,
+        };
+        if let (Some(m), Some(peer), Some(peers)) = (&measured, &self.peer, &mut self.peers) {
+            peers.extend(compared.into_iter().map(|one| peer.row(self.setting, entry.name, length, one, m.work)));
+        }
+        Ok(measured)
+    }
+
     /// Keeps a row, in the order in which variants were asked for, and saves all so far.
     fn add(&mut self, variant: &'static str, length: usize, m: &Measured, error: Option<f64>) -> Result<()> {
         let s = self.setting;
         let median_ms = m.median();
+        let (tflops, gbps) = (m.work.0 / median_ms / 1e9, m.work.1 / median_ms / 1e6);
         self.rows.push(Row {
             variant,
             direction: s.direction.name(),
@@ -357,17 +424,25 @@ impl Bench<'_> {
             causal: s.causal,
             median_ms,
             min_ms: m.samples[0],
-            tflops: m.work.0 / median_ms / 1e9,
-            gbps: m.work.1 / median_ms / 1e6,
+            tflops,
+            gbps,
             peak_bytes: m.peak_bytes,
             error,
+            roofline: self.peaks.map(|peaks| peaks.fractions(tflops, gbps)),
         });
         let position = |name: &str| self.entries.iter().position(|e| e.name == name);
         self.rows.sort_by_key(|r| (position(r.variant), r.length));
-        let (exponents, crossovers) =
-            (analysis::exponents(&self.rows), analysis::crossovers(&self.rows, self.is_linear));
+        // Stable: backends stay in the peer's order.
+        self.peers.iter_mut().for_each(|peers| peers.sort_by_key(|r| (position(r.variant), r.length)));
+        let results = Results {
+            rows: &self.rows,
+            exponents: &analysis::exponents(&self.rows),
+            crossovers: &analysis::crossovers(&self.rows, self.is_linear),
+            peers: self.peers.as_deref(),
+            roofline: self.peaks,
+        };
         for to in &self.files.json {
-            report::write_json(to, &self.rows, &exponents, &crossovers)?;
+            report::write_json(to, &results)?;
         }
         self.files.csv.as_ref().map_or(Ok(()), |to| report::write_csv(to, &self.rows))
     }

@@ -1,5 +1,6 @@
 //! Compiled kernels on disk: the cache that fills itself, and folders made by `attn kernels build`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::arch::Arch;
+use super::nvdisasm::Nvdisasm;
 use super::nvrtc::{self, Compiled, Inspected, Nvrtc, Usage};
+use super::sass::{self, Loop};
 use crate::error::{Error, Result};
 use crate::gpu::kernel::{HEADERS, Module};
 
@@ -73,6 +76,9 @@ pub struct Cache {
 struct Stored {
     usage: Vec<Usage>,
     warnings: Vec<String>,
+    /// Counted by this version of the analysis.
+    #[serde(default)]
+    loops: Option<(u32, BTreeMap<String, Loop>)>,
 }
 
 impl Cache {
@@ -99,16 +105,33 @@ impl Cache {
         Ok(compiled)
     }
 
-    /// What the module takes on the GPU, asked of the compiler where it is not there yet.
-    pub fn inspect(&self, module: &Module, arch: Arch, nvrtc: &Nvrtc) -> Result<Inspected> {
+    /// What the module takes on the GPU, and with a disassembler what its main loops do; asked of the compiler where
+    /// it is not there yet.
+    pub fn inspect(
+        &self,
+        module: &Module,
+        arch: Arch,
+        nvrtc: &Nvrtc,
+        disassembler: Option<&Nvdisasm>,
+    ) -> Result<Inspected> {
         let (target, ptx) = nvrtc.target(arch)?;
         let path = self.path(module, target, ptx, nvrtc).with_extension("json");
         let stored = std::fs::read(&path).ok().and_then(|bytes| serde_json::from_slice::<Stored>(&bytes).ok());
-        if let Some(Stored { usage, warnings }) = stored {
-            return Ok(Inspected { usage, warnings, target, ptx, cached: true });
+        if let Some(Stored { usage, warnings, loops }) = stored {
+            let loops = loops.filter(|(version, _)| *version == sass::ANALYSIS).map(|(_, loops)| loops);
+            if loops.is_some() || disassembler.is_none() || ptx {
+                return Ok(Inspected { usage, warnings, loops, target, ptx, cached: true });
+            }
         }
-        let inspected = nvrtc::inspect(module, arch, nvrtc)?;
-        let stored = Stored { usage: inspected.usage.clone(), warnings: inspected.warnings.clone() };
+        let (mut inspected, code) = nvrtc::inspect(module, arch, nvrtc)?;
+        if let Some(disassembler) = disassembler.filter(|_| !ptx) {
+            inspected.loops = Some(disassembler.main_loops(&code)?);
+        }
+        let stored = Stored {
+            usage: inspected.usage.clone(),
+            warnings: inspected.warnings.clone(),
+            loops: inspected.loops.clone().map(|loops| (sass::ANALYSIS, loops)),
+        };
         if let Ok(bytes) = serde_json::to_vec(&stored) {
             let _ = write_whole(&path, &bytes);
         }

@@ -11,7 +11,10 @@ use serde::Serialize;
 
 use super::arch::Arch;
 use super::cache::{self, Cache};
+use super::machine::{self, Cycles, Occupancy};
+use super::nvdisasm::Nvdisasm;
 use super::nvrtc::Nvrtc;
+use super::sass::Loop;
 use crate::error::{Error, Result};
 use crate::gpu::kernel::Module;
 
@@ -22,6 +25,8 @@ pub struct GateItem {
     pub module: Module,
     /// The most dynamic shared memory, in bytes, that any launch of an entry asks for; none where not named.
     pub dynamic_shared: BTreeMap<String, u32>,
+    /// The most threads of a block that any launch of an entry asks for.
+    pub threads: BTreeMap<String, u32>,
     /// The architectures that launch it; empty for all.
     pub archs: Vec<Arch>,
 }
@@ -29,13 +34,18 @@ pub struct GateItem {
 impl GateItem {
     /// A module for all architectures, without dynamic shared memory.
     pub fn new(module: Module) -> Self {
-        GateItem { module, dynamic_shared: BTreeMap::new(), archs: Vec::new() }
+        GateItem { module, dynamic_shared: BTreeMap::new(), threads: BTreeMap::new(), archs: Vec::new() }
     }
 
     /// A launch of `entry` asks for this much dynamic shared memory.
     pub fn shared(mut self, entry: &str, bytes: u32) -> Self {
-        let most = self.dynamic_shared.entry(entry.to_owned()).or_default();
-        *most = bytes.max(*most);
+        raise(&mut self.dynamic_shared, entry, bytes);
+        self
+    }
+
+    /// A launch of `entry` asks for so many threads a block.
+    pub fn threads(mut self, entry: &str, threads: u32) -> Self {
+        raise(&mut self.threads, entry, threads);
         self
     }
 
@@ -53,8 +63,30 @@ impl GateItem {
     }
 }
 
+/// The greater of what is known and `n`.
+fn raise(map: &mut BTreeMap<String, u32>, entry: &str, n: u32) {
+    let most = map.entry(entry.to_owned()).or_default();
+    *most = n.max(*most);
+}
+
+/// What the machine code of an entry says, as one warp passes once through its main loop ([`super::sass`]).
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MainLoop {
+    /// Its instructions.
+    #[serde(flatten)]
+    pub counts: Loop,
+    /// What each unit of a multiprocessor needs for them ([`super::machine`]).
+    pub cycles: Cycles,
+    /// The unit that needs most.
+    pub bound: &'static str,
+    /// Floating-point operations of all warps of a block.
+    pub block_flops: u64,
+    /// Bytes that they load from global memory.
+    pub block_bytes: u64,
+}
+
 /// One entry of one module on one architecture.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// The source's name.
     pub source: String,
@@ -74,6 +106,12 @@ pub struct Row {
     pub static_shared: u32,
     /// Bytes of dynamic shared memory a block.
     pub dynamic_shared: u32,
+    /// Threads a block.
+    pub threads: Option<u32>,
+    /// How many of its blocks a multiprocessor holds, where the threads are known.
+    pub occupancy: Option<Occupancy>,
+    /// Where it was asked for, and there is a loop.
+    pub main_loop: Option<MainLoop>,
 }
 
 /// Something that fails the gate.
@@ -131,7 +169,7 @@ struct Outcome {
 }
 
 /// Compiles every item for every architecture, `jobs` at a time (0: one a core), and with `out` writes a folder for
-/// `ATTN_KERNELS`. What is wrong with a kernel goes into the report; an error means that the gate could not run.
+/// `ATTN_KERNELS`. With a disassembler the rows say what the main loops do. What is wrong with a kernel goes into the report; an error means that the gate could not run.
 /// `progress` is called with what is done and the total.
 pub fn build(
     items: &[GateItem],
@@ -139,6 +177,7 @@ pub fn build(
     out: Option<&Path>,
     jobs: usize,
     cache: &Cache,
+    disassembler: Option<&Nvdisasm>,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Result<Report> {
     let started = Instant::now();
@@ -155,7 +194,7 @@ pub fn build(
             scope.spawn(|| {
                 while let Some(index) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|i| *i < tasks.len()) {
                     let (item, arch) = tasks[index];
-                    let outcome = compile_one(item, arch, out, cache, nvrtc);
+                    let outcome = compile_one(item, arch, out, cache, nvrtc, disassembler);
                     *outcomes[index].lock().unwrap_or_else(|p| p.into_inner()) = Some(outcome);
                     progress(done.fetch_add(1, Ordering::Relaxed) + 1, tasks.len());
                 }
@@ -199,10 +238,8 @@ fn merge(items: &[GateItem]) -> Vec<GateItem> {
         match merged.get_mut(&item.module) {
             None => drop(merged.insert(&item.module, item.clone())),
             Some(known) => {
-                for (entry, bytes) in &item.dynamic_shared {
-                    let most = known.dynamic_shared.entry(entry.clone()).or_default();
-                    *most = (*bytes).max(*most);
-                }
+                item.dynamic_shared.iter().for_each(|(entry, &n)| raise(&mut known.dynamic_shared, entry, n));
+                item.threads.iter().for_each(|(entry, &n)| raise(&mut known.threads, entry, n));
                 // An empty list means all: it must not become a list of the other's.
                 if known.archs.is_empty() || item.archs.is_empty() {
                     known.archs.clear();
@@ -221,11 +258,18 @@ fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         .map_err(|e| Error::file(path, e.to_string(), "give --out a folder that can be written"))
 }
 
-fn compile_one(item: &GateItem, arch: Arch, out: Option<&Path>, cache: &Cache, nvrtc: &Nvrtc) -> Result<Outcome> {
+fn compile_one(
+    item: &GateItem,
+    arch: Arch,
+    out: Option<&Path>,
+    cache: &Cache,
+    nvrtc: &Nvrtc,
+    disassembler: Option<&Nvdisasm>,
+) -> Result<Outcome> {
     let module = &item.module;
     let mut outcome = Outcome::default();
     let problem = |kernel: String, problem: String| Problem { kernel, arch: arch.to_string(), problem };
-    let inspected = match cache.inspect(module, arch, nvrtc) {
+    let inspected = match cache.inspect(module, arch, nvrtc, disassembler) {
         Ok(inspected) => inspected,
         Err(Error::Kernel { problem: log, .. }) => {
             outcome.problems.push(problem(module.to_string(), log));
@@ -265,6 +309,8 @@ fn compile_one(item: &GateItem, arch: Arch, out: Option<&Path>, cache: &Cache, n
             );
             outcome.problems.push(problem(kernel, text));
         }
+        let threads = item.threads.get(*entry).copied();
+        let found = inspected.loops.as_ref().filter(|_| disassembler.is_some()).and_then(|loops| loops.get(*entry));
         outcome.rows.push(Row {
             source: module.source.to_owned(),
             module: module.to_string(),
@@ -275,6 +321,9 @@ fn compile_one(item: &GateItem, arch: Arch, out: Option<&Path>, cache: &Cache, n
             spills,
             static_shared: usage.static_shared,
             dynamic_shared,
+            threads,
+            occupancy: threads.map(|threads| machine::occupancy(inspected.target, usage.registers, shared, threads)),
+            main_loop: found.map(|counts| MainLoop::new(inspected.target, *counts, threads.unwrap_or(32))),
         });
     }
     if let Some(folder) = out {
@@ -288,67 +337,18 @@ fn compile_one(item: &GateItem, arch: Arch, out: Option<&Path>, cache: &Cache, n
     Ok(outcome)
 }
 
+impl MainLoop {
+    fn new(arch: Arch, counts: Loop, threads: u32) -> MainLoop {
+        let (cycles, warps) = (machine::cycles(arch, &counts), u64::from(threads.div_ceil(32)));
+        let (block_flops, block_bytes) = (warps * counts.flops, warps * counts.global_bytes);
+        MainLoop { counts, cycles, bound: cycles.ranking()[0].0, block_flops, block_bytes }
+    }
+}
+
 impl Report {
     /// Whether nothing is wrong.
     pub fn passed(&self) -> bool {
         self.problems.is_empty()
-    }
-
-    /// A line for each entry with the most that any of its specialisations takes, then what is wrong.
-    pub fn table(&self) -> String {
-        let mut kernels: BTreeMap<(&str, &str), Vec<&Row>> = BTreeMap::new();
-        for row in &self.rows {
-            kernels.entry((&row.source, &row.entry)).or_default().push(row);
-        }
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        let header = ["kernel", "entry", "modules"].into_iter().chain(self.archs.iter().map(String::as_str));
-        table.set_header(header);
-        for ((source, entry), rows) in kernels {
-            let modules: std::collections::BTreeSet<&str> = rows.iter().map(|row| row.module.as_str()).collect();
-            let mut cells = vec![source.to_owned(), entry.to_owned(), modules.len().to_string()];
-            cells.extend(self.archs.iter().map(|arch| {
-                let of: Vec<&Row> = rows.iter().copied().filter(|row| row.arch == *arch).collect();
-                let most = |value: fn(&Row) -> u32| of.iter().map(|row| value(row)).max().unwrap_or(0);
-                let shared = most(|row| row.static_shared + row.dynamic_shared);
-                match (of.is_empty(), most(|row| row.spills)) {
-                    (true, _) => "-".into(),
-                    (_, 0) => format!("{}r {}", most(|row| row.registers), kib(shared)),
-                    (_, spills) => format!("{}r {} SPILLS {spills}", most(|row| row.registers), kib(shared)),
-                }
-            }));
-            table.add_row(cells);
-        }
-        let mut text = format!("{}\n", table.to_string().lines().map(str::trim_end).collect::<Vec<_>>().join("\n"));
-        text.push_str("(r: registers a thread; then shared memory a block; the most of all modules)\n");
-        for (name, list) in [("warning", &self.warnings), ("FAILED", &self.problems)] {
-            // The same on several architectures is said once.
-            let mut said: Vec<(&Problem, Vec<&str>)> = Vec::new();
-            for item in list {
-                match said.iter_mut().find(|(p, _)| (&p.kernel, &p.problem) == (&item.kernel, &item.problem)) {
-                    Some((_, archs)) => archs.push(&item.arch),
-                    None => said.push((item, vec![&item.arch])),
-                }
-            }
-            for (Problem { kernel, problem, .. }, archs) in said {
-                text.push_str(&format!("{name}: {kernel} for {}: {problem}\n", archs.join(", ")));
-            }
-        }
-        let verdict = if self.passed() { "passed".into() } else { format!("{} problems", self.problems.len()) };
-        text.push_str(&format!(
-            "{} compilations with NVRTC {} ({} from the cache, {} to PTX) in {:.1} s: {verdict}\n",
-            self.compilations, self.nvrtc, self.cached, self.ptx, self.seconds
-        ));
-        text
-    }
-}
-
-/// Shared memory, short.
-fn kib(bytes: u32) -> String {
-    match bytes {
-        0 => "0".into(),
-        1..1024 => format!("{bytes}B"),
-        _ => format!("{:.1}K", f64::from(bytes) / 1024.0),
     }
 }
 
@@ -364,14 +364,15 @@ mod tests {
         let item = |n: u32| GateItem::new(Module::new(&SOURCE).define("N", n));
         let [sm_80, sm_86] = [Arch::ALL[1], Arch::ALL[2]];
         let list = [
-            item(1).shared("forward", 5).only(sm_80),
+            item(1).shared("forward", 5).threads("forward", 64).only(sm_80),
             item(2),
-            item(1).shared("forward", 3).shared("backward", 4).only(sm_86).only(sm_80),
+            item(1).shared("forward", 3).shared("backward", 4).threads("forward", 128).only(sm_86).only(sm_80),
             item(2).only(sm_80),
         ];
         let merged = merge(&list);
         assert_eq!(merged.len(), 2);
         assert_eq!(merged[0].dynamic_shared, BTreeMap::from([("backward".into(), 4), ("forward".into(), 5)]));
+        assert_eq!(merged[0].threads, BTreeMap::from([("forward".into(), 128)]));
         assert_eq!(merged[0].archs, [sm_80, sm_86]);
         assert!(merged[1].archs.is_empty() && merged[1].wants(sm_86) && !merged[0].wants(Arch::ALL[0]));
     }

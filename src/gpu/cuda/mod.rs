@@ -10,7 +10,11 @@ pub mod gate;
 pub mod install;
 mod library;
 mod loaded;
+pub mod machine;
+pub mod nvdisasm;
 pub mod nvrtc;
+mod report;
+pub mod sass;
 mod upload;
 mod usage;
 

@@ -3,6 +3,7 @@
 //! Its functions are looked up here rather than through cudarc: cudarc picks the first library that the loader
 //! offers and panics where it finds none, while this must choose by the driver's version and say what is missing.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -10,6 +11,7 @@ use std::sync::Mutex;
 use libloading::Library;
 
 use super::arch::Arch;
+use super::sass::Loop;
 use super::{library, usage};
 use crate::error::{Error, Result};
 use crate::gpu::kernel::{HEADERS, Module};
@@ -67,6 +69,8 @@ pub struct Inspected {
     pub usage: Vec<Usage>,
     /// Warnings of the compiler and of ptxas.
     pub warnings: Vec<String>,
+    /// Each entry's main loop, where it was asked for and there is a cubin to read.
+    pub loops: Option<BTreeMap<String, Loop>>,
     /// As in [`Compiled`].
     pub target: Arch,
     /// As in [`Compiled`].
@@ -292,9 +296,11 @@ pub fn compile(module: &Module, arch: Arch, nvrtc: &Nvrtc) -> Result<Compiled> {
     nvrtc.run(module, arch, false)
 }
 
-/// Compiles once more, verbosely, for what the kernels take. Verbosity changes a cubin's bytes, hence apart.
-pub fn inspect(module: &Module, arch: Arch, nvrtc: &Nvrtc) -> Result<Inspected> {
+/// Compiles once more, verbosely, for what the kernels take; with the code, which says what they do. Verbosity changes
+/// a cubin's bytes, though no instruction, hence apart.
+pub fn inspect(module: &Module, arch: Arch, nvrtc: &Nvrtc) -> Result<(Inspected, Vec<u8>)> {
     let compiled = nvrtc.run(module, arch, true)?;
     let (usage, warnings) = usage::parse(&compiled.log);
-    Ok(Inspected { usage, warnings, target: compiled.target, ptx: compiled.ptx, cached: false })
+    let (target, ptx) = (compiled.target, compiled.ptx);
+    Ok((Inspected { usage, warnings, loops: None, target, ptx, cached: false }, compiled.code))
 }

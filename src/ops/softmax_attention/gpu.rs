@@ -15,6 +15,7 @@ const ENTRIES: &[&str] = &[
     "softmax_attention_dkdv",
     "softmax_attention_dbias",
     "softmax_attention_weights",
+    "softmax_attention_merge",
 ];
 
 // SAFETY: rows and columns are compared with the sizes before each access; those come from the places themselves,
@@ -23,8 +24,21 @@ const SOURCE: Source =
     unsafe { Source::new("softmax_attention", include_str!("../../../kernels/softmax_attention.cu"), ENTRIES) };
 
 /// Elements of scratch on a GPU, in forward and in backward.
-pub(super) fn scratch(_: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
-    (0, s.batch * s.heads * s.queries) // delta
+pub(super) fn scratch(op: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
+    let rows = s.batch * s.heads * s.queries;
+    let parts = match splits(op, s) {
+        1 => 0,
+        n => n * rows * (s.value_dim + 1), // out and lse of each part
+    };
+    (parts, rows) // delta
+}
+
+/// Among how many blocks the keys are split: as many as fill a large GPU where queries and heads do not, and no part
+/// under 256 keys. By shape alone, so that results do not depend on the device's size.
+fn splits(op: &SoftmaxAttention, s: &Sizes) -> usize {
+    const BLOCKS: usize = 128;
+    let blocks = s.batch * s.heads * s.queries.div_ceil(64);
+    op.splits.unwrap_or_else(|| (BLOCKS / blocks.max(1)).min(s.keys / 256).max(1))
 }
 
 /// Bits of the define FEATURES: what changes scores or hides keys, besides causality and key lengths.
@@ -72,13 +86,14 @@ pub(crate) struct Launcher {
     sizes: Sizes,
     options: Options,
     features: u32,
+    splits: usize,
 }
 
 impl Launcher {
     /// Without features.
     pub fn plain(sizes: Sizes, scale: f64, lengths: u64) -> Launcher {
         let options = Options { scale: scale as f32, lengths, ..Options::zeroed() };
-        Launcher { sizes, options, features: 0 }
+        Launcher { sizes, options, features: 0, splits: 1 }
     }
 
     /// Sizes.
@@ -93,6 +108,7 @@ impl Launcher {
         let place = |extra: Extra| op.place_of(extra).map(|i| &inputs[i]);
         let address = |extra: Extra| place(extra).map_or(0, |p| p.address);
         let mut launcher = Launcher::plain(sizes, op.scale(sizes.key_dim), address(Extra::KeyLengths));
+        launcher.splits = splits(op, &sizes);
         let Launcher { options: o, features, .. } = &mut launcher;
         if let Some((left, right)) = op.window {
             *features |= features::WINDOW;
@@ -162,12 +178,22 @@ impl Launcher {
         tiles * heads
     }
 
-    /// Launches forward.
-    pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64) -> Result<()> {
-        let (s, tiles) = (&self.sizes, self.tiles(gpu));
+    /// Launches forward. `scratch` is what [`scratch`] says.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64, scratch: u64) -> Result<()> {
+        let (s, tiles, n) = (&self.sizes, self.tiles(gpu), self.splits);
         let blocks = self.blocks(s.queries, s.heads, tiles.forward.rows());
-        let slices = [tiles.slices(s.value_dim), 1];
-        self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &lse])
+        let slices = [tiles.slices(s.value_dim), n];
+        if n == 1 {
+            return self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &0u64, &lse]);
+        }
+        let rows = s.batch * s.heads * s.queries;
+        let part_lse = scratch + 4 * (n * rows * s.value_dim) as u64;
+        self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &scratch, &part_lse])?;
+        let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
+        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let (sizes, parts) = (KernelSizes::from(s), n as i32);
+        gpu.launch(&module, ENTRIES[6], warps, &[&sizes, &scratch, &part_lse, &parts, &out, &lse])
     }
 
     /// Launches backward. `delta` is scratch of (B,H,T) elements; absent gradients are [`View::NONE`] or 0.
@@ -226,7 +252,7 @@ impl GpuOp for SoftmaxAttention {
         let [q, k, v] = [0, 1, 2].map(|i| View::of(&io.inputs[i]));
         let (out, lse) = (View::of(&io.outputs[0]), io.outputs[1].address);
         let launcher = Launcher::of(self, &io.inputs);
-        launcher.forward(gpu, q, k, v, out, lse)?;
+        launcher.forward(gpu, q, k, v, out, lse, io.scratch.address)?;
         if let Some(weights) = io.outputs.get(2) {
             gpu.zero(weights)?;
             launcher.weights(gpu, q, k, lse, View::of(weights))?;

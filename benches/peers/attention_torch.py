@@ -1,0 +1,240 @@
+"""PyTorch's side of `attn bench --peer torch`, which starts it, asks it case by case, and alternates with its own runs.
+
+Standard input holds JSON lines. The first is the setting:
+    {"device": "cpu", "threads": 2, "dtype": "f32", "batch": 1, "heads": 8, "head_dim": 64, "causal": false,
+     "direction": "forward"}
+answered by {"version": "2.11.0", "backends": {"softmax-attention": ["flash", …], …}}, or {"error": why} where PyTorch
+or its device is missing. Then each
+    {"variant": "softmax-attention", "backend": "flash", "length": 1024, "seconds": 0.1}
+is answered by {"samples": [milliseconds, …], "peak_bytes": …} or, where PyTorch refuses the case, {"refused": why}.
+It ends where its input ends.
+"""
+
+import json
+import os
+import sys
+import time
+import warnings
+
+MOST_SAMPLES = 200
+BACKENDS = {
+    "softmax-attention": {
+        "cpu": ["flash", "math", "flex"],
+        "cuda": ["flash", "efficient", "cudnn", "math", "flex"],
+    },
+    "linear-attention": {"cpu": ["plain"], "cuda": ["plain"]},
+    "mean-similarity-attention": {"cpu": ["plain"], "cuda": ["plain"]},
+}
+
+
+class Refused(Exception):
+    """The case cannot be run, for the reason given."""
+
+
+def say(answer):
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+try:
+    import torch
+except Exception as e:  # A broken installation raises other things than ImportError.
+    sys.stdin.readline()
+    say({"error": f"cannot import torch: {e}"})
+    sys.exit(0)
+
+
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def phi(x):
+    return torch.nn.functional.elu(x) + 1
+
+
+def linear_full(q, k, v):
+    q, k = phi(q), phi(k)
+    return q @ (k.transpose(-1, -2) @ v) / (q @ k.sum(-2)[..., None])
+
+
+def linear_causal(q, k, v, chunk):
+    """Within a chunk as masked products; from chunk to chunk through the running sum of k vᵀ and of k."""
+    B, H, T, D = q.shape
+    q, k, v = (x.view(B, H, T // chunk, chunk, D) for x in (phi(q), phi(k), v))
+    products, sums = k.transpose(-1, -2) @ v, k.sum(-2)
+    before = products.cumsum(2) - products
+    sums_before = (sums.cumsum(2) - sums)[..., None]
+    weights = (q @ k.transpose(-1, -2)).tril()
+    out = (weights @ v + q @ before) / (weights.sum(-1, keepdim=True) + q @ sums_before)
+    return out.reshape(B, H, T, D)
+
+
+def mean_similarity(q, k, v, causal):
+    scores = q.mean(-1)[..., :, None] * k.mean(-1)[..., None, :]
+    if causal:
+        T = scores.shape[-1]
+        hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+class Peer:
+    def __init__(self, setting):
+        self.setting = setting
+        self.kind = setting["device"].split(":")[0]
+        self.device = torch.device(setting["device"])
+        self.dtype = DTYPES[setting["dtype"]]
+        self.causal, self.direction = setting["causal"], setting["direction"]
+        self.chunks, self.masks, self.compiled = {}, {}, None
+        self.functions, self.slow = {}, set()
+        if self.kind == "cpu":
+            torch.set_num_threads(setting["threads"])
+        else:
+            torch.cuda.set_device(self.device)
+            # Several times the largest L2: what is timed finds nothing of itself there, as in `attn bench`.
+            self.flush = torch.empty(2, 1 << 26, device=self.device)
+
+    def softmax_attention(self, backend, length):
+        if backend == "flex":
+            return self.flex(length)
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        forced = getattr(SDPBackend, {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION",
+                                      "cudnn": "CUDNN_ATTENTION", "math": "MATH"}[backend])
+
+        def run(q, k, v):
+            with sdpa_kernel(forced):
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+
+        return run
+
+    def flex(self, length):
+        try:
+            from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        except ImportError as e:
+            raise Refused(f"no FlexAttention in this PyTorch: {e}") from e
+        if self.causal and length not in self.masks:
+            def visible(b, h, query, key):
+                return query >= key
+
+            self.masks[length] = create_block_mask(visible, None, None, length, length, device=self.setting["device"])
+        self.compiled = self.compiled or torch.compile(flex_attention, dynamic=False)
+        mask = self.masks.get(length)
+        return lambda q, k, v: self.compiled(q, k, v, block_mask=mask)
+
+    def linear_attention(self, length):
+        if not self.causal:
+            return linear_full
+        # The chunk that suits PyTorch best here.
+        if length not in self.chunks:
+            chunks = [c for c in (32, 64, 128, 256) if length % c == 0]
+            if not chunks:
+                raise Refused("the chunked form needs a length that is a multiple of 32")
+
+            def least(chunk):
+                return min(self.sample(lambda q, k, v: linear_causal(q, k, v, chunk), length, 0.1)[0])
+
+            self.chunks[length] = min(chunks, key=least)
+        return lambda q, k, v: linear_causal(q, k, v, self.chunks[length])
+
+    def function(self, variant, backend, length):
+        if backend in ("math", "plain") and variant != "linear-attention":
+            self.refuse_what_does_not_fit(length)
+        if variant == "softmax-attention":
+            return self.softmax_attention(backend, length)
+        if variant == "linear-attention":
+            return self.linear_attention(length)
+        return lambda q, k, v: mean_similarity(q, k, v, self.causal)
+
+    def refuse_what_does_not_fit(self, length):
+        """T×T matrices that the host's memory cannot hold would end in the process being killed; a GPU says so itself."""
+        if self.kind != "cpu" or not hasattr(os, "sysconf"):
+            return
+        # Scores, weights and the mask's result; in backward the gradients of two of them too. 16 bits are widened.
+        matrices = 3 if self.direction == "forward" else 5
+        bytes_each = max(4, torch.empty(0, dtype=self.dtype).element_size())
+        needed = matrices * bytes_each * self.setting["batch"] * self.setting["heads"] * length * length
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > free:
+            raise Refused(f"its T×T matrices need about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+
+    def time(self, work):
+        """Milliseconds, and what `work` gave."""
+        if self.kind == "cpu":
+            start = time.perf_counter()
+            result = work()
+            return (time.perf_counter() - start) * 1e3, result
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.flush[1].copy_(self.flush[0])
+        start.record()
+        result = work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end), result
+
+    def sample(self, function, length, seconds):
+        """The samples of about so many seconds, at least one, and the most device memory in use meanwhile."""
+        s = self.setting
+        shape = (s["batch"], s["heads"], length, s["head_dim"])
+        torch.manual_seed(0)
+        q, k, v, dout = (torch.randn(shape, device=self.device).to(self.dtype) for _ in range(4))
+        forward_only = self.direction == "forward"
+        for x in (q, k, v):
+            x.requires_grad_(not forward_only)
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+        def once():
+            if forward_only:
+                with torch.no_grad():
+                    return self.time(lambda: function(q, k, v))[0]
+            if self.direction == "both":
+                return self.time(lambda: torch.autograd.grad(function(q, k, v), (q, k, v), dout))[0]
+            out = function(q, k, v)
+            return self.time(lambda: torch.autograd.grad(out, (q, k, v), dout))[0]
+
+        # Compiles, chooses algorithms, touches pages; in later rounds only where it costs little.
+        if function not in self.slow:
+            once()
+        samples, start = [], time.perf_counter()
+        while not samples or (len(samples) < MOST_SAMPLES and time.perf_counter() - start < seconds):
+            samples.append(once())
+        if samples[0] > seconds * 1e3:
+            self.slow.add(function)
+        # What the function itself holds; the buffer that empties the cache is no part of it.
+        peak = None if self.kind == "cpu" else torch.cuda.max_memory_allocated() - self.flush.nbytes
+        return samples, peak
+
+    def answer(self, request):
+        case = (request["variant"], request["backend"], request["length"])
+        try:
+            with warnings.catch_warnings(record=True) as remarks:
+                warnings.simplefilter("always")
+                if case not in self.functions:
+                    self.functions[case] = self.function(*case)
+                samples, peak = self.sample(self.functions[case], request["length"], request["seconds"])
+            return {"samples": samples, "peak_bytes": peak}
+        # A backend that does not take a case raises RuntimeError, and says why in warnings; the compiler of
+        # FlexAttention has errors of its own.
+        except Exception as e:
+            reasons = [str(w.message) for w in remarks if "because" in str(w.message)]
+            lines = [line.strip() for line in reasons + str(e).splitlines() if line.strip()]
+            return {"refused": lines[0][:300] if lines else type(e).__name__}
+        finally:
+            if self.kind == "cuda":
+                torch.cuda.empty_cache()
+
+
+def main():
+    setting = json.loads(sys.stdin.readline())
+    if setting["device"] != "cpu" and not torch.cuda.is_available():
+        say({"error": f"PyTorch {torch.__version__} there finds no CUDA device"})
+        return
+    peer = Peer(setting)
+    backends = {variant: by_kind[peer.kind] for variant, by_kind in BACKENDS.items()}
+    say({"version": torch.__version__, "backends": backends})
+    for line in sys.stdin:
+        say(peer.answer(json.loads(line)))
+
+
+if __name__ == "__main__":
+    main()
