@@ -27,16 +27,18 @@ stage() {
 
 stage devices "$attn" devices
 stage driver env ATTN_REQUIRE_GPU=1 "$tests" --test-threads 1
-stage validate "$attn" validate --device cuda --json "$out/validate.json"
-stage validate-own-matmul env ATTN_MATMUL=own "$attn" validate --device cuda --ops 'linear'
+stage validate "$attn" validate --device cuda --dtype f32,tf32,f16,bf16 --json "$out/validate.json"
+stage validate-own-matmul env ATTN_MATMUL=own "$attn" validate --device cuda --ops 'linear' --dtype f32,f16,bf16
 for direction in forward both; do
     stage bench-$direction "$attn" bench --device cuda --batch 4 --heads 16 --head-dim 64 \
         --lengths 512,1024,2048,4096,8192,16384 --direction $direction --out "$out/bench-$direction"
     stage bench-$direction-causal "$attn" bench --device cuda --batch 4 --heads 16 --head-dim 64 --causal \
         --lengths 512,1024,2048,4096,8192,16384 --direction $direction --json "$out/bench-$direction-causal.json"
 done
-stage train "$attn" train lm ${text:+--text "$text"} --preset gpt-nano --block-size 128 --batch-size 16 --steps 2000 \
-    --lr 3e-3 --dropout 0 --seed 1 --device cuda --overwrite --out "$out/gpt-nano"
+for dtype in f32 bf16; do
+    stage train-$dtype "$attn" train lm ${text:+--text "$text"} --preset gpt-nano --block-size 128 --batch-size 16 \
+        --steps 2000 --lr 3e-3 --dropout 0 --seed 1 --dtype $dtype --device cuda --overwrite --out "$out/gpt-nano-$dtype"
+done
 if command -v compute-sanitizer >/dev/null; then
     stage memcheck compute-sanitizer --error-exitcode 1 "$attn" validate --device cuda --ops '*attention'
     stage racecheck compute-sanitizer --tool racecheck --error-exitcode 1 "$attn" validate --device cuda --ops 'linear*'

@@ -33,6 +33,10 @@
 //! # Bring an op of your own
 //! A kernel, its twin on the CPU, what it costs, and cases: then it is validated, benchmarked and emulated like the
 //! others. Here it runs on the emulator and is compared with its twin in f64.
+//!
+//! This one knows f32 only, and a device that stores 16 bits refuses it. Kernels that take `real` for `float`, `widen` what
+//! they read and `narrow` what they write (`numbers.cuh`), launched from [`gpu::Gpu::module`], run on any device:
+//! [`Op::precisions`] then says so.
 //! ```
 //! # use attn_engine::{Device, Op, Result, case::Case, cpu::Real, gpu::emulator::Emulator, gpu::{Gpu, Module, Source}};
 //! # use attn_engine::{op::*, ops::Entry, validate::validate};
