@@ -226,7 +226,7 @@ fn features_of_softmax_attention_are_taken() {
     };
     assert!(out("3") == out("3") && out("3") != out("4"));
 
-    one(&[of_q.clone()]).refused(&[], &["cu_seqlens_k", "both"]);
+    one(std::slice::from_ref(&of_q)).refused(&[], &["cu_seqlens_k", "both"]);
     one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 7])]).refused(&[], &["cu_seqlens_k", "int(3)"]);
     one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 8, 7])]).refused(&[], &["cu_seqlens_k", "falls from 8 to 7"]);
     one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 3, 6])]).refused(&[], &["cu_seqlens_k", "from 0 to 6"]);
