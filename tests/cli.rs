@@ -177,7 +177,7 @@ fn outputs_have_the_shapes_and_dtypes_of_the_contract() {
 #[test]
 fn tensors_that_do_not_fit_are_named() {
     let with = |more: Stored| [qkv(), vec![more]].concat();
-    Bed::of(&with(f32s("mask", &[5, 7]))).refused(&[], &["`mask`", "unknown"]);
+    Bed::of(&with(f32s("masque", &[5, 7]))).refused(&[], &["`masque`", "unknown"]);
     Bed::of(&with(f32s("dout", &[2, 4, 3, 5]))).refused(&[], &["`dout`", "[2, 4, 5, 3]"]);
     Bed::of(&with(i64s("dout", &[1]))).refused(&[], &["`dout`", "integers"]);
     Bed::of(&with(i64s("key_lengths", &[7]))).refused(&[], &["key_lengths", "[2]"]);
@@ -190,6 +190,66 @@ fn tensors_that_do_not_fit_are_named() {
     Bed::of(&[qkv().remove(0), f32s("k", &[2, 3, 7, 6]), qkv().remove(2)]).refused(&[], &["softmax-attention", "k"]);
     let empty = ("q", Dtype::F32, vec![0, 1 << 31, 1 << 31, 1], vec![]);
     Bed::of(&[empty, qkv().remove(1), qkv().remove(2)]).refused(&[], &["q", "empty"]);
+}
+
+#[test]
+fn features_of_softmax_attention_are_taken() {
+    let named = |name: &str, shape: &[usize]| (name.to_string(), Dtype::F32, shape.to_vec());
+    let mut all = qkv();
+    let mask = ("mask", Dtype::BOOL, vec![2, 1, 1, 7], vec![1; 14]);
+    all.extend([f32s("dlse", &[2, 4, 5]), f32s("bias", &[1, 4, 5, 7]), mask, i64s("key_lengths", &[7, 2])]);
+    let expected = vec![
+        named("dbias", &[1, 4, 5, 7]),
+        named("dk", &[2, 2, 7, 6]),
+        named("dq", &[2, 4, 5, 6]),
+        named("dv", &[2, 2, 7, 3]),
+        named("lse", &[2, 4, 5]),
+        named("out", &[2, 4, 5, 3]),
+        named("weights", &[2, 4, 5, 7]),
+    ];
+    let flags =
+        "--window -1,2 --softcap 3 --alibi --dropout 0.5 --seed 18446744073709551615 --weights --unordered --splits 2";
+    let flags: Vec<&str> = flags.split(' ').collect();
+    assert_eq!(Bed::of(&all).run(&flags[2..]), expected);
+    assert_eq!(Bed::of(&all).run(&[&["--window=-1,2"], &flags[2..]].concat()), expected);
+
+    let one = |more: &[Stored]| {
+        let qkv = [f32s("q", &[1, 2, 5, 6]), f32s("k", &[1, 2, 7, 6]), f32s("v", &[1, 2, 7, 3])];
+        Bed::of(&[&qkv, more].concat())
+    };
+    let (of_q, of_k) = (i64s("cu_seqlens_q", &[0, 2, 5]), i64s("cu_seqlens_k", &[0, 7, 7]));
+    assert_eq!(one(&[of_q.clone(), of_k.clone()]).run(&["--causal"]).len(), 2);
+    // Dropout draws by its seed.
+    let out = |seed: &str| {
+        let bed = one(&[]);
+        bed.run(&["--dropout", "0.5", "--seed", seed]);
+        std::fs::read(&bed.output).expect("the output was written")
+    };
+    assert!(out("3") == out("3") && out("3") != out("4"));
+
+    one(std::slice::from_ref(&of_q)).refused(&[], &["cu_seqlens_k", "both"]);
+    one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 7])]).refused(&[], &["cu_seqlens_k", "int(3)"]);
+    one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 8, 7])]).refused(&[], &["cu_seqlens_k", "falls from 8 to 7"]);
+    one(&[of_q.clone(), i64s("cu_seqlens_k", &[0, 3, 6])]).refused(&[], &["cu_seqlens_k", "from 0 to 6"]);
+    one(&[i64s("cu_seqlens_q", &[0]), of_k.clone()]).refused(&[], &["cu_seqlens_q", "[1]"]);
+    one(&[f32s("cu_seqlens_q", &[3]), of_k.clone()]).refused(&[], &["cu_seqlens_q", "integers"]);
+    one(&[of_q.clone(), of_k.clone(), i64s("key_lengths", &[7])]).refused(&[], &["key_lengths", "cu_seqlens_k"]);
+    Bed::of(&[qkv(), vec![of_q, of_k]].concat()).refused(&[], &["batch of 1"]);
+    one(&[f32s("mask", &[1, 1, 1, 7])]).refused(&[], &["mask", "floating point", "bias"]);
+    one(&[("mask", Dtype::BOOL, vec![1, 3, 1, 7], vec![1; 21])]).refused(&[], &["mask", "(1 or 1, 2 or 1, 5 or 1, 7)"]);
+    one(&[f32s("bias", &[5, 7])]).refused(&[], &["bias", "(B|1,H|1,T|1,S)"]);
+    one(&[f32s("bias", &[1, 2, 5, 1])]).refused(&[], &["bias", "real(1, 2, 5, 1)"]);
+    one(&[f32s("alibi_slopes", &[3])]).refused(&[], &["alibi_slopes", "real (2)"]);
+    one(&[f32s("dlse", &[1, 2, 7])]).refused(&[], &["dlse", "[1, 2, 5]"]);
+    one(&[f32s("dweights", &[1, 2, 5, 7])]).refused(&["--weights"], &["dweights", "unknown"]);
+    one(&[]).refused(&["--window", "3"], &["--window 3", "LEFT,RIGHT"]);
+    one(&[]).refused(&["--window", "3,-2"], &["--window 3,-2"]);
+    one(&[]).refused(&["--window", "3,1", "--causal"], &["--window 3,1", "--causal"]);
+    one(&[]).refused(&["--softcap", "0"], &["softcap 0", "positive"]);
+    one(&[]).refused(&["--softcap", "inf"], &["softcap inf", "positive"]);
+    one(&[]).refused(&["--dropout", "1.5"], &["--dropout 1.5"]);
+    one(&[]).refused(&["--seed", "1"], &["--seed", "--dropout"]);
+    one(&[]).refused(&["--splits", "0"], &["splits 0"]);
 }
 
 #[test]

@@ -40,6 +40,10 @@ pub struct MultiHeadAttention {
     pub out_proj_bias: Option<Tensor>,
     /// int (B).
     pub key_lengths: Option<Tensor>,
+    /// int (B or 1, H or 1, T or 1, S): 0 hides a key.
+    pub mask: Option<Tensor>,
+    /// Added to the scores (B or 1, H or 1, T or 1, S); −inf hides a key.
+    pub bias: Option<Tensor>,
     /// H, a divisor of E.
     pub heads: usize,
     /// Whether the mask is causal.
@@ -71,9 +75,12 @@ impl MultiHeadAttention {
             let projected = g.one(linear(bias), &arguments)?;
             inputs.push(g.heads(projected, 0..width, self.heads)?);
         }
-        inputs.extend(self.key_lengths);
-        let extras = self.key_lengths.map(|_| Extra::KeyLengths).into_iter().collect();
-        let attention = SoftmaxAttention { causal: self.causal, extras, ..Default::default() };
+        let mut attention = SoftmaxAttention::causal(self.causal);
+        let extras = [(Extra::KeyLengths, self.key_lengths), (Extra::Mask, self.mask), (Extra::Bias, self.bias)];
+        for (extra, t) in extras.into_iter().filter_map(|(extra, t)| Some((extra, t?))) {
+            attention = attention.with(extra);
+            inputs.push(t);
+        }
         let merged = g.record(attention, &inputs)?[0];
         let [batch, _, length, _] = g.shape(merged)[..] else { unreachable!("attention gives (B,H,T,D)") };
         let merged = g.reshape(merged, &[batch, length, width])?;
@@ -99,6 +106,7 @@ static RUN: RunSpec = RunSpec {
         doc("out_proj.weight", "(E,E)", false),
         doc("out_proj.bias", "(E)", true),
         doc("key_padding_mask", "(B,S)", true),
+        doc("attn_mask", "(T,S) or (B·H,T,S)", true),
     ],
     outputs: &[doc("out", "(B,T,E)", false)],
     options: &[OptionDoc { name: "num-heads", value: Some("N"), help: "heads; required, a divisor of E" }, CAUSAL],
@@ -129,6 +137,7 @@ static RUN: RunSpec = RunSpec {
         let optional = |run: &mut RunGraph, name: &str, letters: &str| {
             if run.has(name) { run.real(name, letters).map(Some) } else { Ok(None) }
         };
+        let Masks { key_lengths, mask, bias } = masks(run, query, key, heads)?;
         let op = MultiHeadAttention {
             query,
             key,
@@ -137,7 +146,9 @@ static RUN: RunSpec = RunSpec {
             in_proj_bias: optional(run, "in_proj_bias", "(3E)")?,
             out_proj_weight: run.real("out_proj.weight", "(E,E)")?,
             out_proj_bias: optional(run, "out_proj.bias", "(E)")?,
-            key_lengths: key_lengths(run, key)?,
+            key_lengths,
+            mask,
+            bias,
             heads,
             causal: run.switch("causal"),
         };
@@ -145,32 +156,84 @@ static RUN: RunSpec = RunSpec {
     },
 };
 
-/// key_padding_mask (true: ignored) as key_lengths: the padding must stand at the end.
-fn key_lengths(run: &mut RunGraph, key: Tensor) -> Result<Option<Tensor>> {
-    let name = "key_padding_mask";
-    let (batch, keys) = (run.graph.shape(key)[0], run.graph.shape(key)[1]);
-    let lengths = match run.given.get(name) {
-        None => return Ok(None),
-        Some(Given::Int(shape, mask)) if *shape == [batch, keys] => {
-            let mut lengths = Vec::new();
-            for (b, row) in mask.chunks(keys.max(1)).enumerate() {
-                let length = row.iter().position(|&m| m != 0).unwrap_or(keys);
-                if let Some(gap) = row[length..].iter().position(|&m| m == 0) {
-                    let problem = format!("row {b} hides key {length} but shows key {}", length + gap);
-                    return Err(Error::argument(name, problem, "mask padding at the end of a row only"));
+/// What nn.MultiheadAttention's two masks become.
+#[derive(Default)]
+struct Masks {
+    key_lengths: Option<Tensor>,
+    mask: Option<Tensor>,
+    bias: Option<Tensor>,
+}
+
+/// key_padding_mask and attn_mask, both true where a key is ignored. Padding at the end of rows becomes key_lengths;
+/// other padding and a boolean attn_mask become one mask; an attn_mask of floating point is a bias.
+fn masks(run: &mut RunGraph, query: Tensor, key: Tensor, heads: usize) -> Result<Masks> {
+    let (batch, queries, keys) = (run.graph.shape(query)[0], run.graph.shape(query)[1], run.graph.shape(key)[1]);
+    let mut masks = Masks::default();
+    let mut shown = attention_mask(run, &mut masks, [batch, heads, queries, keys])?;
+    if let Some(padding) = shown_by_padding(run, batch, keys)? {
+        let length = |row: &[i64]| row.iter().take_while(|&&shown| shown != 0).count();
+        let rows = || padding.chunks(keys.max(1));
+        if rows().all(|row| row[length(row)..].iter().all(|&shown| shown == 0)) {
+            let lengths = rows().map(|row| length(row) as i64).chain(std::iter::repeat(0)).take(batch).collect();
+            run.given.insert("key_lengths".into(), Given::Int(vec![batch], lengths));
+            masks.key_lengths = Some(run.ints("key_lengths", &[batch], 0..keys as i64 + 1)?);
+        } else {
+            shown = Some(match shown {
+                None => ([batch, 1, 1, keys], padding),
+                Some(([b, h, t, s], mask)) => {
+                    let at = |i: usize| (i / (h * t * s), i % (h * t * s), i % s);
+                    let both = |(b_i, rest, s_i)| mask[(b_i % b) * h * t * s + rest] & padding[b_i * s + s_i];
+                    ([batch, h, t, s], (0..batch * h * t * s).map(at).map(both).collect())
                 }
-                lengths.push(length as i64);
-            }
-            lengths
+            });
+        }
+    }
+    if let Some((shape, mask)) = shown {
+        run.given.insert("mask".into(), Given::Int(shape.to_vec(), mask));
+        masks.mask = Some(run.ints("mask", &shape, 0..2)?);
+    }
+    Ok(masks)
+}
+
+/// Which keys key_padding_mask shows (B,S): 1 where it is false.
+fn shown_by_padding(run: &mut RunGraph, batch: usize, keys: usize) -> Result<Option<Vec<i64>>> {
+    let name = "key_padding_mask";
+    match run.given.remove(name) {
+        None => Ok(None),
+        Some(Given::Int(shape, hidden)) if shape == [batch, keys] => {
+            Ok(Some(hidden.into_iter().map(|hidden| (hidden == 0) as i64).collect()))
         }
         Some(other) => {
             let problem = format!("has shape {:?}", other.shape());
-            return Err(Error::argument(name, problem, format!("give booleans of shape ({batch}, {keys})")));
+            Err(Error::argument(name, problem, format!("give booleans of shape ({batch}, {keys})")))
+        }
+    }
+}
+
+/// A mask's shape and values: 1 shows a key.
+type Shown = ([usize; 4], Vec<i64>);
+
+/// attn_mask (T,S) or (B·H,T,S): booleans as what they show, floating point as a bias.
+fn attention_mask(run: &mut RunGraph, masks: &mut Masks, full: [usize; 4]) -> Result<Option<Shown>> {
+    let name = "attn_mask";
+    let [batch, heads, queries, keys] = full;
+    let Some(given) = run.given.get(name) else { return Ok(None) };
+    let shape = match given.shape() {
+        [t, s] if [*t, *s] == [queries, keys] => [1, 1, queries, keys],
+        [n, t, s] if [*n, *t, *s] == [batch * heads, queries, keys] => full,
+        other => {
+            let problem = format!("has shape {other:?}");
+            let remedy = format!("give ({queries}, {keys}) or ({}, {queries}, {keys})", batch * heads);
+            return Err(Error::argument(name, problem, remedy));
         }
     };
-    run.given.remove(name);
-    run.given.insert("key_lengths".into(), Given::Int(vec![batch], lengths));
-    run.ints("key_lengths", &[batch], 0..keys as i64 + 1).map(Some)
+    if matches!(given, Given::Real(..)) {
+        let bias = run.real_of_any_shape(name)?;
+        masks.bias = Some(run.graph.reshape(bias, &shape)?);
+        return Ok(None);
+    }
+    let Some(Given::Int(_, hidden)) = run.given.remove(name) else { return Ok(None) };
+    Ok(Some((shape, hidden.into_iter().map(|hidden| (hidden == 0) as i64).collect())))
 }
 
 fn cases() -> Vec<Case> {
@@ -188,6 +251,8 @@ fn cases() -> Vec<Case> {
             out_proj_weight: g.scaled("out_proj.weight", &[12, 12], 0.3),
             out_proj_bias: Some(g.normal("out_proj.bias", &[12])),
             key_lengths: Some(g.ints("key_lengths", &[2], 0..10, vec![9, 4])),
+            mask: None,
+            bias: None,
             heads: 3,
             causal: true,
         };
@@ -209,10 +274,31 @@ fn cases() -> Vec<Case> {
             out_proj_weight: g.scaled("out_proj.weight", &[8, 8], 0.3),
             out_proj_bias: None,
             key_lengths: None,
+            mask: None,
+            bias: None,
             heads: 2,
             causal: false,
         };
         Ok(vec![op.record(g)?])
     });
-    vec![packed, apart]
+    let masked = Case::new("a mask with gaps, and a bias for each head", |g| {
+        let [query, key, value] = ["query", "key", "value"].map(|name| g.normal(name, &[2, 9, 8]));
+        let weights = ["q_proj_weight", "k_proj_weight", "v_proj_weight"].map(|name| g.scaled(name, &[8, 8], 0.3));
+        let op = MultiHeadAttention {
+            query,
+            key,
+            value,
+            projections: weights,
+            in_proj_bias: None,
+            out_proj_weight: g.scaled("out_proj.weight", &[8, 8], 0.3),
+            out_proj_bias: None,
+            key_lengths: None,
+            mask: Some(g.ints("mask", &[2, 1, 1, 9], 0..2, (0..18).map(|i| (i % 4 > 0) as i32).collect())),
+            bias: Some(g.normal("bias", &[1, 2, 9, 9])),
+            heads: 2,
+            causal: false,
+        };
+        Ok(vec![op.record(g)?])
+    });
+    vec![packed, apart, masked]
 }

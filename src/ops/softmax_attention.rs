@@ -4,9 +4,9 @@
 //! dv = pᵀ·dout, dq = scale·ds·k, dk = scale·dsᵀ·q. (Dao, "FlashAttention-2", 2023, section 3.)
 //! A row with no visible key gives zeros, lse = −inf and zero gradients.
 //!
-//! What changes a score, in this order, with i = t + S − T the key that query t stands at:
+//! What changes a score, in this order, with i = t + S − T the key that query t stands at and j the key:
 //! - soft-capping, s ← cap·tanh(s/cap): going back, ds ← ds·(1 − (s/cap)²) with the capped s;
-//! - ALiBi, s ← s − slope\[h\]·|i − s's key|: a constant, nothing going back (Press et al., "Train short, test long", 2022);
+//! - ALiBi, s ← s − slope\[h\]·|i − j|: a constant, so ds stays (Press et al., "Train short, test long", 2022);
 //! - a bias, s ← s + bias: dbias = ds, before soft-capping's factor and without scale, summed over the axes that it is
 //!   broadcast along.
 //!
@@ -37,7 +37,7 @@ pub(crate) use gpu::Launcher;
 pub enum Extra {
     /// int (B): batch b sees its first `key_lengths[b]` keys.
     KeyLengths,
-    /// int (N+1), from 0 to T, not decreasing: B is 1, and query t belongs to sequence n iff `[n] ≤ t < [n+1]`.
+    /// int (N+1), from 0 to T, not decreasing (`attn run` checks it; other callers see to it): B is 1, and query t belongs to sequence n iff `[n] ≤ t < [n+1]`.
     CuSeqlensQ,
     /// int (N+1), from 0 to S, not decreasing: the same for keys. Queries see their own sequence's keys.
     CuSeqlensK,
@@ -74,7 +74,7 @@ pub struct SoftmaxAttention {
     pub causal: bool,
     /// Factor of the scores; 1/√Dk unless given.
     pub scale: Option<f64>,
-    /// Keys left and right of the diagonal that a query sees: s is visible iff t+S−T−left ≤ s ≤ t+S−T+right. With
+    /// Keys left and right of the diagonal that a query sees (FlashAttention's window_size): s is visible iff t+S−T−left ≤ s ≤ t+S−T+right. With
     /// `causal`, right is 0.
     pub window: Option<(usize, usize)>,
     /// A bound of the scores: score ← cap·tanh(score/cap), before ALiBi, bias and mask.
@@ -120,6 +120,18 @@ impl SoftmaxAttention {
     /// At which place among the inputs an extra stands.
     pub(crate) fn place_of(&self, extra: Extra) -> Option<usize> {
         self.extras.iter().position(|&e| e == extra).map(|i| 3 + i)
+    }
+
+    /// Visible pairs of a query and a key, as far as shapes tell.
+    fn pairs(&self, s: &Sizes) -> f64 {
+        let Some((left, right)) = self.window else { return s.pairs() };
+        let of = |t: usize| {
+            // The diagonal's key, moved up by T so as not to be negative.
+            let diagonal = t + s.keys;
+            let end = diagonal.saturating_add(right).saturating_add(1).min(s.queries + s.keys);
+            end.saturating_sub(diagonal.saturating_sub(left).max(s.queries)) as f64
+        };
+        (0..s.queries).map(of).sum::<f64>() * (s.batch * s.heads) as f64
     }
 
     fn scale(&self, key_dim: usize) -> f64 {
@@ -249,12 +261,13 @@ impl Op for SoftmaxAttention {
 
     fn cost(&self, inputs: &[&Spec]) -> Cost {
         let Ok(s) = self.sizes(inputs) else { return Cost::default() };
+        let pairs = self.pairs(&s);
         let (dk, dv) = (s.key_dim as f64, s.value_dim as f64);
         Cost {
-            forward_flops: 2.0 * s.pairs() * (dk + dv),
+            forward_flops: 2.0 * pairs * (dk + dv),
             forward_bytes: s.bytes(),
             // Five products: the scores again, dout·vᵀ, and one for each gradient.
-            backward_flops: 2.0 * s.pairs() * (3.0 * dk + 2.0 * dv),
+            backward_flops: 2.0 * pairs * (3.0 * dk + 2.0 * dv),
             backward_bytes: 2.0 * s.bytes() + 4.0 * (s.batch * s.heads * s.queries * s.value_dim) as f64,
         }
     }
@@ -318,5 +331,24 @@ impl SoftmaxAttention {
         };
         let features = if plain { None } else { Some(features) };
         cpu::Problem { sizes, scale: self.scale(sizes.key_dim), lengths: ints(Extra::KeyLengths), features }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_costs_what_it_shows() {
+        for (queries, keys) in [(5, 9), (9, 5), (7, 7), (0, 3), (3, 0)] {
+            let s = Sizes { batch: 2, heads: 3, kv_heads: 3, queries, keys, key_dim: 1, value_dim: 1, causal: false };
+            for window in [(0, 0), (2, 1), (3, 0), (100, 100)] {
+                let op = SoftmaxAttention { window: Some(window), ..Default::default() };
+                let (t, s_, n) = (queries as i64, keys as i64, 6.0);
+                let near = |at: i64, key: i64| at - window.0 as i64 <= key && key <= at + window.1 as i64;
+                let seen = (0..t).flat_map(|t_| (0..s_).filter(move |&key| near(t_ + s_ - t, key))).count();
+                assert_eq!(op.pairs(&s), seen as f64 * n, "{queries}×{keys}, {window:?}");
+            }
+        }
     }
 }

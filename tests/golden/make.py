@@ -114,14 +114,14 @@ for axis in (0, 1):
          lambda x: {"out": x.softmax(axis)})
 
 
-def multi_head(heads, mask=None):
-    def compute(query, key, value, key_padding_mask=None, **weights):
+def multi_head(heads):
+    def compute(query, key, value, key_padding_mask=None, attn_mask=None, **weights):
         width = query.shape[-1]
         packed = "in_proj_weight" in weights
         out, _ = F.multi_head_attention_forward(
             query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), width, heads,
             weights.get("in_proj_weight"), weights.get("in_proj_bias"), None, None, False, 0.0,
-            weights["out_proj.weight"], weights.get("out_proj.bias"), key_padding_mask=key_padding_mask,
+            weights["out_proj.weight"], weights.get("out_proj.bias"), key_padding_mask=key_padding_mask, attn_mask=attn_mask,
             need_weights=False, use_separate_proj_weight=not packed, q_proj_weight=weights.get("q_proj_weight"),
             k_proj_weight=weights.get("k_proj_weight"), v_proj_weight=weights.get("v_proj_weight"))
         return {"out": out.transpose(0, 1)}
@@ -196,4 +196,13 @@ for name, flags, inputs, options in [
      dict(causal=True, window=(4, 0), softcap=2.0, slopes=standard(2))),
 ]:
     save(f"softmax-{name}", "softmax-attention", (flags + " --weights").strip(), inputs, featured(**options))
+# Every query keeps a key: PyTorch gives NaN where none is left, we give zeros.
+gaps = torch.tensor([[False] * 6, [False, True, False, False, True, False]])
+later = torch.ones(5, 6, dtype=torch.bool).triu(2)
+for name, attn_mask in [("booleans", later), ("floats", torch.randn(4, 5, 6))]:
+    save(f"multi-head-{name}", "multi-head-attention", "--num-heads 2", {
+        "query": torch.randn(2, 5, 4), "key": torch.randn(2, 6, 4), "value": torch.randn(2, 6, 4),
+        "in_proj_weight": torch.randn(12, 4), "out_proj.weight": torch.randn(4, 4), "attn_mask": attn_mask,
+        "key_padding_mask": gaps,
+    }, multi_head(2))
 print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")

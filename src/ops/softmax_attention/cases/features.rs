@@ -47,8 +47,11 @@ fn sizes(batch: usize, heads: usize, lengths: (usize, usize), dims: (usize, usiz
     Sizes { batch, heads, lengths, dims, broadcast }
 }
 
+/// What a case has, its T and S, its Dk and Dv.
+type Row = (&'static [Feature], (usize, usize), (usize, usize));
+
 /// Every pair of features: both, either alone and neither (but packed sequences have no key lengths).
-const COVERING: &[(&[Feature], (usize, usize), (usize, usize))] = &[
+const COVERING: &[Row] = &[
     (
         &[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Unordered, Splits],
         (70, 129),

@@ -294,9 +294,9 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
                 s.call(Differentiate { p, area, sight, weights, room: &mut room });
                 let scale = R::from_f64(p.scale);
                 if p.features.is_some_and(|f| f.softcap.is_some()) {
-                    ds[..n * width].iter_mut().zip(&*room.slope).for_each(|(ds, &slope)| *ds = *ds * (slope * scale));
+                    ds[..n * width].iter_mut().zip(&*room.slope).for_each(|(ds, &slope)| *ds *= slope * scale);
                 } else {
-                    ds[..n * width].iter_mut().for_each(|ds| *ds = *ds * scale);
+                    ds[..n * width].iter_mut().for_each(|ds| *ds *= scale);
                 }
             } else {
                 for lane in (0..width).step_by(S::LANES) {

@@ -187,10 +187,10 @@ impl<R: Real> Kernel<R> for Adjust<'_, '_, R> {
         let scores = &mut scores[..keys * width];
         if let Some(cap) = f.softcap {
             let (cap, inverse) = (R::from_f64(cap), R::from_f64(1.0 / cap));
-            scores.iter_mut().for_each(|x| *x = *x * inverse);
+            scores.iter_mut().for_each(|x| *x *= inverse);
             R::tanh_in_place(scores);
             room.slope.iter_mut().zip(&*scores).for_each(|(slope, &tanh)| *slope = R::ONE - tanh * tanh);
-            scores.iter_mut().for_each(|x| *x = *x * cap);
+            scores.iter_mut().for_each(|x| *x *= cap);
         }
         if let Some(slopes) = f.slopes {
             let mut place = [R::ZERO; QUERIES];
@@ -199,7 +199,7 @@ impl<R: Real> Kernel<R> for Adjust<'_, '_, R> {
             }
             for (key, row) in scores.chunks_exact_mut(width).enumerate() {
                 let key = R::from_usize(key);
-                row.iter_mut().zip(&place).for_each(|(x, &place)| *x = *x - slopes[h] * (place - key).abs());
+                row.iter_mut().zip(&place).for_each(|(x, &place)| *x -= slopes[h] * (place - key).abs());
             }
         }
         let bias = f.bias.map(|bias| {
@@ -216,11 +216,12 @@ impl<R: Real> Kernel<R> for Adjust<'_, '_, R> {
         }
         let seen = &mut room.seen[..keys * width];
         let mut bounds = [[R::ZERO; QUERIES]; 2];
-        for i in 0..queries {
+        let [from, to] = &mut bounds;
+        for (i, (from, to)) in from.iter_mut().zip(to).take(queries).enumerate() {
             let range = p.range(b, t + i);
             // Counted from the tile's first key, small enough to be exact.
-            bounds[0][i] = R::from_usize(range.start.saturating_sub(first).min(keys));
-            bounds[1][i] = R::from_usize(range.end.saturating_sub(first).min(keys));
+            *from = R::from_usize(range.start.saturating_sub(first).min(keys));
+            *to = R::from_usize(range.end.saturating_sub(first).min(keys));
         }
         for (key, row) in seen.chunks_exact_mut(width).enumerate() {
             let key = R::from_usize(key);

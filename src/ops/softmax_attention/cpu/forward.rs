@@ -154,7 +154,7 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
             if p.features.is_some()
                 && let Some(kept) = p.kept_in(area, room.spare)
             {
-                scores.iter_mut().zip(kept).for_each(|(weight, &kept)| *weight = *weight * kept);
+                scores.iter_mut().zip(kept).for_each(|(weight, &kept)| *weight *= kept);
             }
             let v_tile = (&v.0[start * v.1..], v.1);
             if sight == Sight::Something && !finite(s, v_tile, n, p.sizes.value_dim) {

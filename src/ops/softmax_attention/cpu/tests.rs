@@ -1,3 +1,5 @@
+mod features;
+
 use super::*;
 use crate::cpu::lanes::{FORCED, Level};
 use crate::cpu::strided::{contiguous_strides, span};
