@@ -1,11 +1,11 @@
 // y = x, over up to four axes with any strides: makes views contiguous and keeps gradients apart.
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 struct Axes {
     long long size[4], stride[4];
 };
 
-KERNEL(copy_strided, 256)(const float* from, Axes from_axes, float* to, Axes to_axes, long long n, int accumulate) {
+KERNEL(copy_strided, 256)(const real* from, Axes from_axes, real* to, Axes to_axes, long long n, int accumulate) {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
     long long source = 0, target = 0;
@@ -16,5 +16,5 @@ KERNEL(copy_strided, 256)(const float* from, Axes from_axes, float* to, Axes to_
         source += index * from_axes.stride[axis];
         target += index * to_axes.stride[axis];
     }
-    to[target] = (accumulate ? to[target] : 0.f) + from[source];
+    to[target] = narrow<real>((accumulate ? widen(to[target]) : 0.f) + widen(from[source]));
 }

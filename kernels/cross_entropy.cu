@@ -1,30 +1,30 @@
 // loss = mean over the targets that are not `ignore` of lse(logits) − logits[target]; 0 where there is none.
 // One warp a row; the mean is taken by one block, in a fixed order.
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 // lse = max + ln Σ e^(x − max). A NaN among the logits is dropped by the maximum, but not by the sum.
-KERNEL(cross_entropy_lse, 256)(const float* logits, float* lse, long long rows, int columns) {
+KERNEL(cross_entropy_lse, 256)(const real* logits, float* lse, long long rows, int columns) {
     long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
     logits += row * columns;
     float highest = -INFINITY, sum = 0.f;
-    for (int c = lane; c < columns; c += 32) highest = fmaxf(highest, logits[c]);
+    for (int c = lane; c < columns; c += 32) highest = fmaxf(highest, widen(logits[c]));
     highest = warp_max(highest);
-    for (int c = lane; c < columns; c += 32) sum += expf(logits[c] - highest);
+    for (int c = lane; c < columns; c += 32) sum += expf(widen(logits[c]) - highest);
     sum = warp_sum(sum);
     if (lane == 0) lse[row] = highest + logf(sum);
 }
 
 KERNEL(cross_entropy_mean, 256)
-(const float* logits, const int* targets, const float* lse, long long rows, int columns, int ignore, float* loss,
+(const real* logits, const int* targets, const float* lse, long long rows, int columns, int ignore, float* loss,
  float* count) {
     SHARED(float, sums, 256);
     SHARED(float, counts, 256);
     float sum = 0.f, n = 0.f;
     for (long long row = threadIdx.x; row < rows; row += 256) {
         if (targets[row] == ignore) continue;
-        sum += lse[row] - logits[row * columns + targets[row]];
+        sum += lse[row] - widen(logits[row * columns + targets[row]]);
         n += 1.f;
     }
     sums[threadIdx.x] = sum;
@@ -42,7 +42,7 @@ KERNEL(cross_entropy_mean, 256)
 
 // dx = (softmax(x) − onehot(target))·dloss/count, 0 where the target is ignored.
 KERNEL(cross_entropy_backward, 256)
-(const float* logits, const int* targets, const float* lse, const float* count, const float* d_loss, float* dx,
+(const real* logits, const int* targets, const float* lse, const float* count, const float* d_loss, real* dx,
  long long rows, int columns, int ignore, int accumulate) {
     long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     if (row >= rows) return;
@@ -50,7 +50,7 @@ KERNEL(cross_entropy_backward, 256)
     float l = lse[row], scale = *d_loss / *count;
     for (int c = threadIdx.x % 32; c < columns; c += 32) {
         long long at = row * columns + c;
-        float d = target == ignore ? 0.f : (expf(logits[at] - l) - (c == target ? 1.f : 0.f)) * scale;
-        dx[at] = (accumulate ? dx[at] : 0.f) + d;
+        float d = target == ignore ? 0.f : (expf(widen(logits[at]) - l) - (c == target ? 1.f : 0.f)) * scale;
+        dx[at] = narrow<real>((accumulate ? widen(dx[at]) : 0.f) + d);
     }
 }

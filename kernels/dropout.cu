@@ -1,9 +1,9 @@
 // y = x·kept/(1 − p); the same kernel gives dx from dy. Element i is kept iff its uniform number is at least p.
 // A thread takes the four elements of one Philox block.
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 KERNEL(dropout, 256)
-(const float* x, const uint32_t* rng, float* y, long long n, float p, float scale, uint32_t stream, int accumulate) {
+(const real* x, const uint32_t* rng, real* y, long long n, float p, float scale, uint32_t stream, int accumulate) {
     long long block = blockIdx.x * 256ll + threadIdx.x;
     if (4 * block >= n) return;
     uint64_t seed = rng[0] | (uint64_t)rng[1] << 32;
@@ -11,6 +11,8 @@ KERNEL(dropout, 256)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
         long long i = 4 * block + e;
-        if (i < n) y[i] = (accumulate ? y[i] : 0.f) + (uniform(random.word[e]) >= p ? x[i] * scale : 0.f);
+        if (i >= n) break;
+        float kept = uniform(random.word[e]) >= p ? widen(x[i]) * scale : 0.f;
+        y[i] = narrow<real>((accumulate ? widen(y[i]) : 0.f) + kept);
     }
 }

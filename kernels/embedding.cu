@@ -1,20 +1,21 @@
 // y[b,t] = table[token[b,t]] + positions[t].
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 // A warp a token.
 KERNEL(embedding_forward, 256)
-(const int* tokens, const float* table, const float* positions, float* y, long long count, int length, int columns) {
+(const int* tokens, const real* table, const real* positions, real* y, long long count, int length, int columns) {
     long long i = blockIdx.x * 8ll + threadIdx.x / 32;
     if (i >= count) return;
-    const float* row = table + (long long)tokens[i] * columns;
-    const float* position = positions + i % length * columns;
-    for (int c = threadIdx.x % 32; c < columns; c += 32) y[i * columns + c] = row[c] + (positions ? position[c] : 0.f);
+    const real* row = table + (long long)tokens[i] * columns;
+    const real* position = positions + i % length * columns;
+    for (int c = threadIdx.x % 32; c < columns; c += 32)
+        y[i * columns + c] = narrow<real>(widen(row[c]) + (positions ? widen(position[c]) : 0.f));
 }
 
 // d_table[token] += Σ dy over the token's occurrences, in their order. A warp a position and 128 columns: the one
 // at a token's first occurrence adds up all of them, the others find an earlier one and leave. So nothing is
 // added by two warps, and memory holds the same bits after every run. A lane looks at one token of 32.
-KERNEL(embedding_backward_table, 256)(const int* tokens, const float* dy, float* d_table, long long count, int columns) {
+KERNEL(embedding_backward_table, 256)(const int* tokens, const real* dy, float* d_table, long long count, int columns) {
     constexpr int WIDTH = 4, BATCH = 4;
     long long i = blockIdx.x * 8ll + threadIdx.x / 32;
     int lane = threadIdx.x % 32, first_column = blockIdx.y * 32 * WIDTH + lane;
@@ -29,10 +30,10 @@ KERNEL(embedding_backward_table, 256)(const int* tokens, const float* dy, float*
             float d[BATCH][WIDTH];
 #pragma unroll
             for (int b = 0; b < BATCH; ++b) {
-                const float* row = dy + (base + __ffs(found) - 1) * columns;
+                const real* row = dy + (base + __ffs(found) - 1) * columns;
 #pragma unroll
                 for (int w = 0; w < WIDTH; ++w)
-                    d[b][w] = found && first_column + 32 * w < columns ? row[first_column + 32 * w] : 0.f;
+                    d[b][w] = found && first_column + 32 * w < columns ? widen(row[first_column + 32 * w]) : 0.f;
                 found &= found - 1;
             }
 #pragma unroll
@@ -47,10 +48,10 @@ KERNEL(embedding_backward_table, 256)(const int* tokens, const float* dy, float*
 }
 
 // d_positions[t] += Σ dy[b,t] over the batch: a thread an element.
-KERNEL(embedding_backward_positions, 256)(const float* dy, float* d_positions, int batch, long long n) {
+KERNEL(embedding_backward_positions, 256)(const real* dy, float* d_positions, int batch, long long n) {
     long long i = blockIdx.x * 256ll + threadIdx.x;
     if (i >= n) return;
     float sum = 0.f;
-    for (int b = 0; b < batch; ++b) sum += dy[b * n + i];
+    for (int b = 0; b < batch; ++b) sum += widen(dy[b * n + i]);
     d_positions[i] += sum;
 }

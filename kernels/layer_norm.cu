@@ -2,14 +2,14 @@
 // Products by weight are rounded before anything is taken from them (__fmul_rn: no fused multiply-add), or else a
 // width of 1, whose gradient is zero by identity, would give that rounding times rstd.
 // One warp a row, except in the sums over rows: there a warp takes 32 columns of every eighth row.
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 static constexpr int WARPS = 8;
 
 __device__ __forceinline__ long long row_of_warp() { return blockIdx.x * (long long)WARPS + threadIdx.x / 32; }
 
 KERNEL(layer_norm_forward, 256)
-(const float* x, const float* weight, const float* bias, float* y, float* mean, float* rstd, long long rows, int columns,
+(const real* x, const real* weight, const real* bias, real* y, float* mean, float* rstd, long long rows, int columns,
  float eps) {
     long long row = row_of_warp();
     int lane = threadIdx.x % 32;
@@ -17,17 +17,18 @@ KERNEL(layer_norm_forward, 256)
     x += row * columns;
     y += row * columns;
     float sum = 0.f, squares = 0.f;
-    for (int c = lane; c < columns; c += 32) sum += x[c];
+    for (int c = lane; c < columns; c += 32) sum += widen(x[c]);
     float m = warp_sum(sum) / columns;
-    for (int c = lane; c < columns; c += 32) squares += (x[c] - m) * (x[c] - m);
+    for (int c = lane; c < columns; c += 32) squares += (widen(x[c]) - m) * (widen(x[c]) - m);
     float r = 1.f / sqrtf(warp_sum(squares) / columns + eps);
-    for (int c = lane; c < columns; c += 32) y[c] = (x[c] - m) * r * weight[c] + bias[c];
+    for (int c = lane; c < columns; c += 32)
+        y[c] = narrow<real>((widen(x[c]) - m) * r * widen(weight[c]) + widen(bias[c]));
     if (lane == 0) mean[row] = m, rstd[row] = r;
 }
 
 // With x̂ = (x − mean)·rstd and g = dy·weight: dx = rstd·(g − mean(g) − x̂·mean(g·x̂)).
 KERNEL(layer_norm_backward, 256)
-(const float* x, const float* weight, const float* mean, const float* rstd, const float* dy, float* dx, long long rows,
+(const real* x, const real* weight, const float* mean, const float* rstd, const real* dy, real* dx, long long rows,
  int columns, int accumulate) {
     long long row = row_of_warp();
     int lane = threadIdx.x % 32;
@@ -37,15 +38,15 @@ KERNEL(layer_norm_backward, 256)
     dx += row * columns;
     float m = mean[row], r = rstd[row], sum = 0.f, projection = 0.f;
     for (int c = lane; c < columns; c += 32) {
-        float g = __fmul_rn(dy[c], weight[c]);
+        float g = __fmul_rn(widen(dy[c]), widen(weight[c]));
         sum += g;
-        projection += g * (x[c] - m) * r;
+        projection += g * (widen(x[c]) - m) * r;
     }
     sum = warp_sum(sum) / columns;
     projection = warp_sum(projection) / columns;
     for (int c = lane; c < columns; c += 32) {
-        float d = r * (__fmul_rn(dy[c], weight[c]) - sum - (x[c] - m) * r * projection);
-        dx[c] = (accumulate ? dx[c] : 0.f) + d;
+        float d = r * (__fmul_rn(widen(dy[c]), widen(weight[c])) - sum - (widen(x[c]) - m) * r * projection);
+        dx[c] = narrow<real>((accumulate ? widen(dx[c]) : 0.f) + d);
     }
 }
 
@@ -60,7 +61,7 @@ __device__ __forceinline__ float across_warps(float* part, float sum) {
 
 // partial[block] = (Σ dy·x̂, Σ dy) over the block's `chunk` rows.
 KERNEL(layer_norm_partial_sums, 256)
-(const float* x, const float* mean, const float* rstd, const float* dy, long long rows, int columns, int chunk,
+(const real* x, const float* mean, const float* rstd, const real* dy, long long rows, int columns, int chunk,
  float* partial) {
     SHARED(float, weights, WARPS * 32);
     SHARED(float, biases, WARPS * 32);
@@ -70,8 +71,8 @@ KERNEL(layer_norm_partial_sums, 256)
     if (column < columns) {
 #pragma unroll 4
         for (long long row = first + threadIdx.x / 32; row < end; row += WARPS) {
-            float d = dy[row * columns + column];
-            weight += d * (x[row * columns + column] - mean[row]) * rstd[row];
+            float d = widen(dy[row * columns + column]);
+            weight += d * (widen(x[row * columns + column]) - mean[row]) * rstd[row];
             bias += d;
         }
     }

@@ -7,7 +7,7 @@
 // A state is stored as S (Dk×Dv), then z (Dk). Segments of queries and of keys match: query t's last key, t + S − T, lies
 // in the segment of t's number plus `first`; `pad` is where that makes segment 0 of the keys start, counted before key 0.
 // Defines: CAUSAL, FEATURE_MAP (position in FeatureMap::ALL).
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 static constexpr int TILE = 64, THREADS = 256;
 // Rows of a tile in shared memory, in elements: 16-byte aligned, and eight rows apart in banks.

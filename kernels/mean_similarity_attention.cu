@@ -1,5 +1,5 @@
 // Mean-similarity attention around softmax attention's kernels: the mean of every row, and its gradient.
-#include "prelude.cuh"
+#include "numbers.cuh"
 
 // y = mean of each of `n` rows of x (B,heads,rows,columns): a warp each.
 KERNEL(mean_similarity_row_means, 256)(View x, int heads, int rows, int columns, float* y, long long n) {

@@ -105,3 +105,6 @@ template <>
 __device__ __forceinline__ uint32_t pack<f16>(float low, float high) { return pack_f16(low, high); }
 template <>
 __device__ __forceinline__ uint32_t pack<bf16>(float low, float high) { return pack_bf16(low, high); }
+
+// A tensor of them, read in place.
+typedef ViewOf<real> RealView;

@@ -83,14 +83,16 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 // A (batch, head, row, column) tensor read in place through strides in elements; the column stride is 1.
-// Mirrors `View` in src/gpu/arguments.rs.
-struct View {
-    float* data;
+// Mirrors `View` in src/gpu/arguments.rs, whatever T.
+template <class T>
+struct ViewOf {
+    T* data;
     long long batch, head, row;
-    __device__ __forceinline__ float* at(int b, int h, long long t) const {
+    __device__ __forceinline__ T* at(int b, int h, long long t) const {
         return data + b * batch + h * head + t * row;
     }
 };
+typedef ViewOf<float> View;
 
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 // Key = seed; counter = (element / 4 low, high, stream, step). Mirrors src/philox.rs.

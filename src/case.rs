@@ -133,6 +133,14 @@ impl CaseGraph {
         self.graph.one(Copy, &[parameter])
     }
 
+    /// A parameter for an op that takes it as a weight, with normal values of this standard deviation.
+    pub fn weight(&mut self, name: &str, shape: &[usize], deviation: f64) -> Tensor {
+        let values = self.draw(shape.iter().product(), deviation);
+        let parameter = self.graph.parameter(name, shape, true);
+        self.data.push((parameter, Data::Real(values)));
+        parameter
+    }
+
     /// Integers, each in `range`.
     pub fn ints(&mut self, name: &str, shape: &[usize], range: Range<i64>, values: Vec<i32>) -> Tensor {
         let t = self.graph.indices(name, shape, range);

@@ -2,26 +2,8 @@
 
 use crate::error::Result;
 use crate::op::{Backward, Forward, Op, Place, Update};
+pub use crate::precision::Precision;
 use std::sync::Arc;
-
-/// The precision in which a device holds floating-point tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// 8 bytes.
-    F64,
-    /// 4 bytes.
-    F32,
-}
-
-impl Precision {
-    /// Bytes an element.
-    pub fn bytes(self) -> usize {
-        match self {
-            Precision::F64 => 8,
-            Precision::F32 => 4,
-        }
-    }
-}
 
 /// Executes ops on memory of its own. Work runs in the order in which it was asked for.
 pub trait Device: Send + Sync {
@@ -75,6 +57,15 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// As for [`Device::forward`].
     unsafe fn backward(&self, op: &dyn Op, io: &Backward<Place, Place>) -> Result<()>;
+
+    /// Rounds contiguous [`crate::op::Kind::Full`] elements to what the device stores.
+    ///
+    /// # Safety
+    /// Both ranges lie in allocations of this device, hold this many elements and do not overlap.
+    unsafe fn narrow(&self, from: u64, to: u64, elements: usize) -> Result<()> {
+        let _ = (from, to, elements);
+        unreachable!("this device stores what it computes")
+    }
 
     /// Runs an update.
     ///

@@ -4,6 +4,8 @@ use crate::cpu::strided::{contiguous_strides, is_contiguous};
 use crate::error::{Error, Result};
 use crate::op::{Contract, Kind, Op, Spec};
 use crate::ops::copy::Copy;
+use crate::precision::Precision;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -155,7 +157,7 @@ impl Graph {
             let name = format!("{}:{node}.{output}", op.name());
             let origin = Origin::Computed { node, output };
             let constant = contract.constant_outputs.contains(&output);
-            let differentiable = needs_gradient && o.spec.kind == Kind::Real && !constant;
+            let differentiable = needs_gradient && o.spec.kind != Kind::Int && !constant;
             outputs.push(self.add(name, o.spec.clone(), o.strides.clone(), origin, differentiable));
         }
         self.nodes.push(Node { op, inputs, outputs: outputs.clone(), contract });
@@ -174,6 +176,56 @@ impl Graph {
             Origin::View { base, part, .. } => (*base, part.clone()),
             _ => (t, Part::whole(&self.tensors[t.0].spec.shape)),
         }
+    }
+
+    /// Whether a tensor's gradient is [`Kind::Full`]: many rows add to a weight's.
+    pub(crate) fn gradient_kind(&self, t: Tensor, weights: &BTreeSet<Tensor>) -> Kind {
+        let owner = self.part(t).0;
+        let info = &self.tensors[owner.0];
+        let full = weights.contains(&owner) || matches!(info.origin, Origin::Parameter { .. });
+        if full { Kind::Full } else { info.spec.kind }
+    }
+
+    /// The owners of all tensors that an op takes as a weight.
+    pub(crate) fn weights(&self) -> BTreeSet<Tensor> {
+        self.uses().filter(|(.., weight)| *weight).map(|(_, t, _)| self.part(t).0).collect()
+    }
+
+    /// Every node's every input, and whether it is a weight there.
+    fn uses(&self) -> impl Iterator<Item = (&Node, Tensor, bool)> {
+        let weight = |node: &Node, i: usize| node.contract.weights.get(i).copied().unwrap_or(false);
+        self.nodes.iter().flat_map(move |n| n.inputs.iter().enumerate().map(move |(i, &t)| (n, t, weight(n, i))))
+    }
+
+    /// Whether every op has kernels for a device of this precision, and every gradient one kind.
+    ///
+    /// # Errors
+    /// Naming the op without kernels, or the tensor that is used both as a weight and otherwise.
+    pub fn check(&self, precision: Precision) -> Result<()> {
+        if !precision.is_half() {
+            return Ok(());
+        }
+        let remedy = "use --dtype f32";
+        if let Some(node) = self.nodes.iter().find(|n| !n.op.precisions().contains(&precision)) {
+            return Err(Error::argument(node.op.name(), format!("has no kernels in {precision}"), remedy));
+        }
+        let weights = self.weights();
+        for (node, t, weight) in self.uses().filter(|(_, t, _)| self.needs_gradient(*t)) {
+            let (owner, op) = (self.part(t).0, node.op.name());
+            let info = &self.tensors[owner.0];
+            let computed = matches!(info.origin, Origin::Computed { .. });
+            let problem = if weight && computed {
+                format!(
+                    "is computed, and `{op}` takes it as a weight: its gradient would be f32, its producer's {precision}"
+                )
+            } else if !weight && self.gradient_kind(t, &weights) == Kind::Full && info.spec.kind == Kind::Real {
+                format!("is a weight, and `{op}` takes it as no weight: its gradient would be both f32 and {precision}")
+            } else {
+                continue;
+            };
+            return Err(Error::argument(format!("tensor `{}`", info.name), problem, remedy));
+        }
+        Ok(())
     }
 
     /// A tensor that views can be made of: contiguous, and no view itself.

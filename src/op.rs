@@ -7,13 +7,17 @@ use crate::cpu::strided::contiguous_strides;
 use crate::cpu::{Mut, Real, Ref};
 use crate::error::Result;
 use crate::gpu::Gpu;
+use crate::precision::Precision;
 use std::fmt;
 
 /// What a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Floating point, in the device's precision.
+    /// Floating point, stored in the device's precision: 16 bits where that is f16 or bf16.
     Real,
+    /// Floating point in the precision that the device computes in, whatever it stores: statistics, logarithms of sums,
+    /// losses, gradients of weights.
+    Full,
     /// `i32`: tokens, lengths, seeds.
     Int,
 }
@@ -32,6 +36,10 @@ impl Spec {
     pub fn real(shape: impl Into<Vec<usize>>) -> Self {
         Spec { kind: Kind::Real, shape: shape.into() }
     }
+    /// A floating-point tensor in the precision of the computation.
+    pub fn full(shape: impl Into<Vec<usize>>) -> Self {
+        Spec { kind: Kind::Full, shape: shape.into() }
+    }
     /// An integer tensor.
     pub fn int(shape: impl Into<Vec<usize>>) -> Self {
         Spec { kind: Kind::Int, shape: shape.into() }
@@ -43,10 +51,15 @@ impl Spec {
 }
 
 impl fmt::Display for Spec {
-    /// `f(2, 3)` for real, `i(4)` for int.
+    /// Such as `real(2, 3)`, `full(2)` or `int(4)`.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let sizes: Vec<String> = self.shape.iter().map(usize::to_string).collect();
-        write!(f, "{}({})", if self.kind == Kind::Real { "real" } else { "int" }, sizes.join(", "))
+        let kind = match self.kind {
+            Kind::Real => "real",
+            Kind::Full => "full",
+            Kind::Int => "int",
+        };
+        write!(f, "{kind}({})", sizes.join(", "))
     }
 }
 
@@ -62,7 +75,13 @@ pub struct Output {
 impl Output {
     /// A contiguous floating-point output.
     pub fn real(shape: impl Into<Vec<usize>>) -> Self {
-        let spec = Spec::real(shape);
+        Self::contiguous(Spec::real(shape))
+    }
+    /// A contiguous output in the precision of the computation.
+    pub fn full(shape: impl Into<Vec<usize>>) -> Self {
+        Self::contiguous(Spec::full(shape))
+    }
+    fn contiguous(spec: Spec) -> Self {
         let strides = contiguous_strides(&spec.shape);
         Output { spec, strides }
     }
@@ -73,11 +92,12 @@ impl Output {
 pub struct Contract {
     /// What it computes.
     pub outputs: Vec<Output>,
-    /// Shapes of what forward keeps for backward (floating point), besides inputs and outputs.
-    pub saved: Vec<Vec<usize>>,
-    /// Elements of scratch in forward, on a GPU. (CPU ops keep per-thread tiles of constant size themselves.)
+    /// What forward keeps for backward (floating point), besides inputs and outputs.
+    pub saved: Vec<Spec>,
+    /// Elements of scratch in forward, on a GPU, in the precision of the computation. (CPU ops keep per-thread tiles
+    /// of constant size themselves.)
     pub scratch_forward: usize,
-    /// Elements of scratch in backward, on a GPU.
+    /// Elements of scratch in backward, on a GPU, likewise.
     pub scratch_backward: usize,
     /// Which inputs' values backward reads. Empty: all.
     pub backward_reads_inputs: Vec<bool>,
@@ -87,6 +107,8 @@ pub struct Contract {
     pub constant_inputs: Vec<usize>,
     /// Outputs that no gradient flows through.
     pub constant_outputs: Vec<usize>,
+    /// Which inputs are weights: many rows add to their gradients, which are therefore [`Kind::Full`]. Empty: none.
+    pub weights: Vec<bool>,
 }
 
 /// What executing an op costs, for roofline figures.
@@ -94,7 +116,7 @@ pub struct Contract {
 pub struct Cost {
     /// Floating-point operations (a multiply-add counts 2) of forward.
     pub forward_flops: f64,
-    /// Bytes that forward must move at least, at 4 bytes an element.
+    /// Bytes that forward must move at least, at 4 bytes an element whatever its kind.
     pub forward_bytes: f64,
     /// Floating-point operations of backward.
     pub backward_flops: f64,
@@ -168,8 +190,8 @@ pub type BackwardGpu = Backward<Place, Place>;
 pub enum Input<'a, R> {
     /// Floating point.
     Real(Ref<'a, R>),
-    /// Integers, contiguous.
-    Int(&'a [i32]),
+    /// Integers.
+    Int(Ref<'a, i32>),
 }
 
 impl<'a, R: Real> Input<'a, R> {
@@ -183,13 +205,23 @@ impl<'a, R: Real> Input<'a, R> {
             Input::Int(_) => panic!("a real tensor was expected"),
         }
     }
-    /// As integers.
+    /// The integers of a contiguous tensor.
     ///
     /// # Panics
     /// If it is a floating-point tensor; the contract rules that out.
     pub fn ints(&self) -> &'a [i32] {
         match self {
-            Input::Int(i) => i,
+            Input::Int(i) => i.data,
+            Input::Real(_) => panic!("an integer tensor was expected"),
+        }
+    }
+    /// As an integer tensor.
+    ///
+    /// # Panics
+    /// If it is a floating-point tensor; the contract rules that out.
+    pub fn int_tensor(&self) -> Ref<'a, i32> {
+        match self {
+            Input::Int(i) => *i,
             Input::Real(_) => panic!("an integer tensor was expected"),
         }
     }
@@ -256,6 +288,11 @@ pub trait Op: CpuOp<f32> + CpuOp<f64> + GpuOp + fmt::Debug + Send + Sync {
     fn accepts_strides(&self) -> bool {
         false
     }
+    /// For which precisions of a device it has kernels; [`Precision::STORED`] where they take whatever is stored,
+    /// and [`Precision::Tf32`] where its products can be in TF32. The CPU asks nobody.
+    fn precisions(&self) -> &'static [Precision] {
+        &[Precision::F32]
+    }
 }
 
 /// Hyper-parameters that may change from step to step.
@@ -265,7 +302,7 @@ pub const UPDATE_SCRATCH: usize = 1024;
 
 /// An in-place change of the parameters after backward: an optimiser, or the clipping of gradients.
 ///
-/// `buffers` are flat and of one length n: parameters, gradients, then the state slots; last [`HYPER`]
+/// `buffers` are flat, [`Kind::Full`] and of one length n: parameters, gradients, then the state slots; last [`HYPER`]
 /// hyper-parameters that change from step to step (see each update), with [`UPDATE_SCRATCH`] elements of scratch behind them.
 pub trait Update: CpuUpdate<f32> + CpuUpdate<f64> + fmt::Debug + Send + Sync {
     /// Its name.

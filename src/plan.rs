@@ -3,12 +3,16 @@
 //! Time runs from 0 to 2N for N nodes: node i runs forward at time i and backward at time 2N−1−i. A buffer lives
 //! from its first write to its last read; two whose lives do not meet may share memory.
 
+mod pool;
+
 use crate::cpu::strided::contiguous_strides;
-use crate::device::{Device, Memory, Precision};
+use crate::device::{Device, Memory};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Origin, Tensor};
 pub use crate::op::HYPER;
-use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, UPDATE_SCRATCH, Update};
+use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Spec, UPDATE_SCRATCH, Update};
+use crate::precision::Precision;
+use pool::{ALIGNMENT, Pool, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -43,6 +47,10 @@ pub struct Plan {
     /// Gradients that nothing contributes to.
     untouched: Vec<Place>,
     values: BTreeMap<Tensor, Place>,
+    /// Where a device stores in 16 bits: the parameters in f32, which updates change. Ops read `values`.
+    masters: BTreeMap<Tensor, Place>,
+    /// The 16-bit parameters' section, to be refreshed from the masters before every forward.
+    shadow: Option<u64>,
     gradients: BTreeMap<Tensor, Place>,
     readable: BTreeSet<Tensor>,
     /// Elements of all parameters, and of those with weight decay, which come first.
@@ -54,67 +62,9 @@ pub struct Plan {
     poison: bool,
 }
 
-/// Every buffer starts at a multiple of this many bytes.
-const ALIGNMENT: usize = 256;
 /// Parameters start at multiples of this many elements within their buffer.
 const PARAMETER_ALIGNMENT: usize = 64;
 const FOREVER: usize = usize::MAX;
-
-/// A buffer before it has a place.
-struct Block {
-    bytes: usize,
-    from: usize,
-    to: usize,
-    offset: usize,
-}
-
-/// Collects buffers, then places them: largest first, each at the lowest offset where no living one lies.
-#[derive(Default)]
-struct Pool {
-    blocks: Vec<Block>,
-}
-
-impl Pool {
-    fn add(&mut self, bytes: usize, from: usize, to: usize) -> usize {
-        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
-        self.blocks.push(Block { bytes, from, to, offset: 0 });
-        self.blocks.len() - 1
-    }
-
-    fn place(&mut self) -> usize {
-        let mut order: Vec<usize> = (0..self.blocks.len()).collect();
-        order.sort_by_key(|&i| (std::cmp::Reverse(self.blocks[i].bytes), i));
-        let mut placed: Vec<usize> = Vec::new();
-        let mut total = 0;
-        for i in order {
-            let mut meeting: Vec<(usize, usize)> = (placed.iter().map(|&j| &self.blocks[j]))
-                .filter(|b| b.from <= self.blocks[i].to && self.blocks[i].from <= b.to)
-                .map(|b| (b.offset, b.offset + b.bytes))
-                .collect();
-            meeting.sort_unstable();
-            let mut offset = 0;
-            for (start, end) in meeting {
-                if offset + self.blocks[i].bytes <= start {
-                    break;
-                }
-                offset = offset.max(end);
-            }
-            self.blocks[i].offset = offset;
-            total = total.max(offset + self.blocks[i].bytes);
-            placed.push(i);
-        }
-        total
-    }
-}
-
-/// Where a buffer will lie.
-#[derive(Debug, Clone, Copy)]
-enum Slot {
-    /// At an offset that is known.
-    Fixed(usize),
-    /// The pool's block of this number.
-    Pooled(usize),
-}
 
 impl Plan {
     /// Plans `graph` on `device`.
@@ -122,8 +72,15 @@ impl Plan {
     /// # Errors
     /// If the device has too little memory, or a root is itself an input of another op that a root depends on.
     pub fn new(graph: Graph, device: Arc<dyn Device>, options: &PlanOptions) -> Result<Plan> {
-        let real = device.precision().bytes();
-        let size_of = |kind: Kind| if kind == Kind::Real { real } else { 4 };
+        graph.check(device.precision())?;
+        let [real, full] = [device.precision(), device.precision().full()].map(|p| p.bytes());
+        let size_of = |kind: Kind| match kind {
+            Kind::Real => real,
+            Kind::Full => full,
+            Kind::Int => 4,
+        };
+        let weights = graph.weights();
+        let gradient_kind = |t: Tensor| graph.gradient_kind(t, &weights);
         let nodes = graph.nodes.len();
         let backward_time = |node: usize| 2 * nodes - 1 - node;
         let owner = |t: Tensor| graph.part(t).0;
@@ -188,28 +145,37 @@ impl Plan {
                 decayed = elements;
             }
         }
-        let section = (elements * real).next_multiple_of(ALIGNMENT);
+        let section = (elements * full).next_multiple_of(ALIGNMENT);
         let training = !options.roots.is_empty();
         let sections = 1 + if training { 1 + options.optimizer_slots } else { 0 };
+        let mut master_offsets: BTreeMap<Tensor, Slot> = BTreeMap::new();
         for &(t, element) in &in_order {
-            offsets.insert(t, Slot::Fixed(element * real));
+            master_offsets.insert(t, Slot::Fixed(element * full));
             if training {
-                gradient_offsets.insert(t, Slot::Fixed(section + element * real));
+                gradient_offsets.insert(t, Slot::Fixed(section + element * full));
             }
         }
         let mut fixed = section * sections;
         let mut flat: Vec<u64> = (0..sections).map(|s| (s * section) as u64).collect();
         flat.push(fixed as u64);
-        fixed += ((HYPER + UPDATE_SCRATCH) * real).next_multiple_of(ALIGNMENT);
+        fixed += ((HYPER + UPDATE_SCRATCH) * full).next_multiple_of(ALIGNMENT);
         let mut reserve = |bytes: usize| {
             fixed += bytes.next_multiple_of(ALIGNMENT);
             Slot::Fixed(fixed - bytes.next_multiple_of(ALIGNMENT))
         };
+        let shadow = (real < full).then(|| reserve(elements * real));
+        for &(t, element) in &in_order {
+            let stored = match shadow {
+                Some(Slot::Fixed(start)) => Slot::Fixed(start + element * real),
+                _ => master_offsets[&t],
+            };
+            offsets.insert(t, stored);
+        }
         for t in graph.fed() {
             offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
         }
         for t in options.roots.iter().map(|&t| owner(t)) {
-            gradient_offsets.entry(t).or_insert_with(|| reserve(graph.spec(t).numel() * real));
+            gradient_offsets.entry(t).or_insert_with(|| reserve(graph.spec(t).numel() * size_of(gradient_kind(t))));
         }
         let fixed = fixed;
 
@@ -224,13 +190,13 @@ impl Plan {
                 offsets.insert(t, Slot::Pooled(pool.add(spec.numel() * size_of(spec.kind), i, value_end[&t])));
             }
             let end = if in_backward { backward_time(i) } else { i };
-            let numel = |shape: &Vec<usize>| shape.iter().product::<usize>();
+            let bytes = |spec: &Spec| spec.numel() * size_of(spec.kind);
             let blocks: Vec<Slot> =
-                (node.contract.saved.iter()).map(|shape| Slot::Pooled(pool.add(numel(shape) * real, i, end))).collect();
+                (node.contract.saved.iter()).map(|spec| Slot::Pooled(pool.add(bytes(spec), i, end))).collect();
             saved.push(blocks);
-            let forward = Slot::Pooled(pool.add(node.contract.scratch_forward * real, i, i));
+            let forward = Slot::Pooled(pool.add(node.contract.scratch_forward * full, i, i));
             let time = backward_time(i);
-            let backward = in_backward.then(|| pool.add(node.contract.scratch_backward * real, time, time));
+            let backward = in_backward.then(|| pool.add(node.contract.scratch_backward * full, time, time));
             scratch.push((forward, backward.map(Slot::Pooled)));
         }
         // Gradients: born at the first contribution, dead when their producer has run backward.
@@ -258,7 +224,7 @@ impl Plan {
                 Origin::Computed { node, .. } if !kept => backward_time(node),
                 _ => FOREVER,
             };
-            let block = pool.add(graph.spec(t).numel() * real, from.unwrap_or(0), end);
+            let block = pool.add(graph.spec(t).numel() * size_of(gradient_kind(t)), from.unwrap_or(0), end);
             gradient_offsets.insert(t, Slot::Pooled(block));
         }
         let pooled = pool.place();
@@ -267,23 +233,21 @@ impl Plan {
         let base = memory.address();
         let address = |slot: Slot| match slot {
             Slot::Fixed(offset) => base + offset as u64,
-            Slot::Pooled(block) => base + (fixed + pool.blocks[block].offset) as u64,
+            Slot::Pooled(block) => base + (fixed + pool.offset(block)) as u64,
         };
-        let place = |t: Tensor, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
+        let place = |t: Tensor, kind: Kind, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
             let info = &graph.tensors[t.0];
             let offset = if let Origin::View { offset, .. } = info.origin { offset } else { 0 };
-            let start = address(*slots.get(&owner(t))?) + (offset * size_of(info.spec.kind)) as u64;
-            let (kind, shape, strides) = (info.spec.kind, info.spec.shape.clone(), info.strides.clone());
+            let start = address(*slots.get(&owner(t))?) + (offset * size_of(kind)) as u64;
+            let (shape, strides) = (info.spec.shape.clone(), info.strides.clone());
             Some(Place { address: start, kind, shape, strides })
         };
-        let flat_place = |slot: Slot, shape: Vec<usize>| Place {
-            address: address(slot),
-            kind: Kind::Real,
-            strides: contiguous_strides(&shape),
-            shape,
+        let flat_place = |slot: Slot, Spec { kind, shape }: Spec| {
+            let strides = contiguous_strides(&shape);
+            Place { address: address(slot), kind, strides, shape }
         };
-        let value = |t: &Tensor| place(*t, &offsets).expect("every value has a place");
-        let gradient = |t: &Tensor| place(*t, &gradient_offsets);
+        let value = |t: &Tensor| place(*t, graph.spec(*t).kind, &offsets).expect("every value has a place");
+        let gradient = |t: &Tensor| place(*t, gradient_kind(*t), &gradient_offsets);
 
         let mut forward = Vec::new();
         for (i, node) in graph.nodes.iter().enumerate() {
@@ -293,7 +257,7 @@ impl Plan {
                 inputs: node.inputs.iter().map(value).collect(),
                 outputs: node.outputs.iter().map(value).collect(),
                 saved: saved_places,
-                scratch: flat_place(scratch[i].0, vec![node.contract.scratch_forward]),
+                scratch: flat_place(scratch[i].0, Spec::full([node.contract.scratch_forward])),
             };
             forward.push(Step { op: node.op.clone(), zero: Vec::new(), io });
         }
@@ -330,13 +294,15 @@ impl Plan {
                 d_inputs: node.inputs.iter().map(d_input).collect(),
                 scratch: flat_place(
                     scratch[i].1.expect("a backward step has scratch"),
-                    vec![node.contract.scratch_backward],
+                    Spec::full([node.contract.scratch_backward]),
                 ),
             };
             backward.push(Step { op: node.op.clone(), zero, io });
         }
         let all = (0..graph.tensors.len()).map(Tensor);
-        let values = all.clone().filter_map(|t| Some((t, place(t, &offsets)?))).collect();
+        let values = all.clone().map(|t| (t, value(&t))).collect();
+        let masters = |t: Tensor| Some((t, place(t, Kind::Full, &master_offsets)?));
+        let masters = shadow.map_or_else(BTreeMap::new, |_| all.clone().filter_map(masters).collect());
         let gradients: BTreeMap<Tensor, Place> = all.filter_map(|t| Some((t, gradient(&t)?))).collect();
         let untouched = untouched.iter().filter_map(gradient).collect();
         let plan = Plan {
@@ -345,6 +311,8 @@ impl Plan {
             backward,
             untouched,
             values,
+            masters,
+            shadow: shadow.map(address).filter(|_| elements > 0),
             gradients,
             readable,
             parameters: (elements, decayed),
@@ -391,7 +359,7 @@ impl Plan {
     /// If the number of values is not the tensor's.
     pub fn write(&self, t: Tensor, data: &[f64]) -> Result<()> {
         self.check(t, Kind::Real, data.len())?;
-        self.put(&self.values[&t], data)
+        self.put(self.stored(t), data)
     }
 
     /// Writes integers.
@@ -417,7 +385,8 @@ impl Plan {
     /// # Errors
     /// If `t` is no root, or the number of values is not its own.
     pub fn seed(&self, t: Tensor, data: &[f64]) -> Result<()> {
-        self.check(t, Kind::Real, data.len())?;
+        let kind = self.graph.spec(t).kind;
+        self.check(t, if kind == Kind::Int { Kind::Real } else { kind }, data.len())?;
         let Some(place) = self.gradients.get(&t) else {
             return Err(Error::argument(self.graph.name(t), "has no gradient", "name it among the plan's roots"));
         };
@@ -434,7 +403,12 @@ impl Plan {
         if computed && !self.readable.contains(&owner) {
             return Err(Error::argument(self.graph.name(t), "was not kept", "name it in PlanOptions::keep"));
         }
-        self.get(&self.values[&t])
+        self.get(self.stored(t))
+    }
+
+    /// Where the user's value of a tensor lies: of parameters, the one that updates change.
+    fn stored(&self, t: Tensor) -> &Place {
+        self.masters.get(&t).unwrap_or(&self.values[&t])
     }
 
     /// Reads the gradient of a parameter, variable, root or kept tensor.
@@ -457,6 +431,10 @@ impl Plan {
             unsafe { self.device.fill(self.pooled.0, 0xff, self.pooled.1)? };
         }
         self.run(&|| {
+            if let Some(shadow) = self.shadow {
+                // SAFETY: two sections of the plan's own allocation, each of all parameters' elements.
+                unsafe { self.device.narrow(self.flat[0], shadow, self.parameters.0)? };
+            }
             for step in &self.forward {
                 // SAFETY: the places lie in the plan's allocation, and what lives at one time does not overlap.
                 unsafe { self.device.forward(&*step.op, &step.io)? };
@@ -520,7 +498,7 @@ impl Plan {
     pub fn copy_parameters(&self, from: &Plan) -> Result<()> {
         assert_eq!(self.parameters, from.parameters, "two plans of one model");
         if Arc::ptr_eq(&self.device, &from.device) {
-            let bytes = self.parameters.0 * self.device.precision().bytes();
+            let bytes = self.parameters.0 * self.device.precision().full().bytes();
             // SAFETY: the parameters' sections of two plans' own allocations.
             return unsafe { self.device.copy(self.flat[0], from.flat[0], bytes) };
         }
@@ -529,12 +507,12 @@ impl Plan {
     }
 
     fn flat_place(&self, section: usize, n: usize) -> Place {
-        Place { address: self.flat[section], kind: Kind::Real, shape: vec![n], strides: vec![1] }
+        Place { address: self.flat[section], kind: Kind::Full, shape: vec![n], strides: vec![1] }
     }
 
     fn zero(&self, place: &Place) -> Result<()> {
         // SAFETY: an owner's gradient is contiguous or a permutation without gaps, in the plan's allocation.
-        unsafe { self.device.fill(place.address, 0, place.numel() * self.device.precision().bytes()) }
+        unsafe { self.device.fill(place.address, 0, place.numel() * self.precision(place).bytes()) }
     }
 
     fn run(&self, work: &(dyn Fn() -> Result<()> + Sync)) -> Result<()> {
@@ -551,25 +529,25 @@ impl Plan {
         Ok(())
     }
 
+    /// In what the elements of a floating-point place are stored.
+    fn precision(&self, place: &Place) -> Precision {
+        let precision = self.device.precision();
+        if place.kind == Kind::Full { precision.full() } else { precision }
+    }
+
     fn put(&self, place: &Place, data: &[f64]) -> Result<()> {
         let stored = to_stored(place, data);
-        let bytes: Vec<u8> = match self.device.precision() {
-            Precision::F64 => bytemuck::cast_slice(&stored).to_vec(),
-            Precision::F32 => stored.iter().flat_map(|&x| (x as f32).to_ne_bytes()).collect(),
-        };
+        let bytes = self.precision(place).encode(&stored);
         // SAFETY: the place lies in the plan's allocation and holds this many elements.
         unsafe { self.device.upload(place.address, &bytes) }
     }
 
     fn get(&self, place: &Place) -> Result<Vec<f64>> {
-        let size = self.device.precision().bytes();
-        let mut bytes = vec![0u8; crate::cpu::strided::span(&place.shape, &place.strides) * size];
+        let precision = self.precision(place);
+        let mut bytes = vec![0u8; crate::cpu::strided::span(&place.shape, &place.strides) * precision.bytes()];
         // SAFETY: the place lies in the plan's allocation and reaches this far.
         unsafe { self.device.download(place.address, &mut bytes)? };
-        let stored: Vec<f64> = match self.device.precision() {
-            Precision::F64 => bytemuck::pod_collect_to_vec(&bytes),
-            Precision::F32 => bytes.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap()) as f64).collect(),
-        };
+        let stored = precision.decode(&bytes);
         Ok(indices(place).map(|i| stored[i]).collect())
     }
 }

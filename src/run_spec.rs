@@ -79,6 +79,24 @@ impl RunGraph {
     /// # Errors
     /// If it is missing, holds integers, or has another number of axes.
     pub fn real(&mut self, name: &str, letters: &str) -> Result<Tensor> {
+        let shape = self.real_shape(name, letters)?;
+        let t = self.graph.variable(name, &shape);
+        self.bound.push((name.into(), t));
+        Ok(t)
+    }
+
+    /// The same without a gradient.
+    ///
+    /// # Errors
+    /// As [`RunGraph::real`].
+    pub fn constant(&mut self, name: &str, letters: &str) -> Result<Tensor> {
+        let shape = self.real_shape(name, letters)?;
+        let t = self.graph.input(name, &shape);
+        self.bound.push((name.into(), t));
+        Ok(t)
+    }
+
+    fn real_shape(&self, name: &str, letters: &str) -> Result<Vec<usize>> {
         let shape = match self.given.get(name) {
             None => {
                 return Err(Error::argument(name, "is missing from the input", format!("add it with shape {letters}")));
@@ -91,9 +109,7 @@ impl RunGraph {
         if shape.len() != letters.split(',').count() {
             return Err(Error::argument(name, format!("has shape {shape:?}"), format!("give it as {letters}")));
         }
-        let t = self.graph.variable(name, &shape);
-        self.bound.push((name.into(), t));
-        Ok(t)
+        Ok(shape)
     }
 
     /// A floating-point tensor of the user's, of any number of axes.

@@ -1,16 +1,19 @@
 //! Comparing a device with the oracle, case by case.
 //!
 //! Error of a tensor: max|x − ref| / max(max|ref|, 0.1) against `Cpu<f64>` in [`crate::op::Mode::Definition`]. The
-//! bound is FlashAttention's rule: twice the error of the plain same-precision computation (the definition in f32)
-//! plus a floor per dtype. Memory is poisoned with NaN first, and NaN never passes.
+//! bound is FlashAttention's rule: twice the error of the plain same-precision computation plus a floor per dtype. Plain
+//! is the definition in f32 with every tensor that the device stores in 16 bits rounded to them; it and the oracle start
+//! from inputs that are so rounded. Memory is poisoned with NaN first, and NaN never passes.
 
 use crate::case::{Case, Data};
 use crate::cpu::Cpu;
-use crate::device::{Device, Precision};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Tensor;
+use crate::op::Kind;
 use crate::ops::Entry;
 use crate::plan::{Plan, PlanOptions};
+use crate::precision::Precision;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -42,7 +45,16 @@ pub type Named = (String, Vec<f64>);
 /// # Errors
 /// If the case does not record, or the device fails.
 pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
+    run_case_in(case, device, Precision::F32)
+}
+
+/// The same with inputs, and gradients that flow in, rounded to what a device of this precision stores.
+fn run_case_in(case: &Case, device: Arc<dyn Device>, inputs: Precision) -> Result<Vec<Named>> {
     let (graph, outputs) = case.build()?;
+    let rounded = |t: Tensor, values: &[f64]| -> Vec<f64> {
+        let precision = if graph.spec(t).kind == Kind::Full { inputs.full() } else { inputs };
+        values.iter().map(|&x| precision.round(x)).collect()
+    };
     let roots: Vec<Tensor> = outputs.iter().copied().filter(|&t| graph.needs_gradient(t)).collect();
     let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();
     let data = graph.data.clone();
@@ -51,11 +63,11 @@ pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
     let plan = Plan::new((*graph).clone(), device, &options)?;
     for (t, data) in &data {
         match data {
-            Data::Real(values) => plan.write(*t, values)?,
+            Data::Real(values) => plan.write(*t, &rounded(*t, values))?,
             Data::Int(values) => plan.write_indices(*t, values)?,
         }
     }
-    roots.iter().zip(&seeds).try_for_each(|(&t, seed)| plan.seed(t, seed))?;
+    roots.iter().zip(&seeds).try_for_each(|(&t, seed)| plan.seed(t, &rounded(t, seed)))?;
     plan.forward()?;
     let mut results = Vec::new();
     for (i, &t) in outputs.iter().enumerate() {
@@ -108,37 +120,47 @@ pub fn error(x: &[f64], reference: &[f64]) -> f64 {
     if largest == 0.0 { difference } else { difference / largest.max(0.1) }
 }
 
-/// What one case should give, and how far plain f32 is from it.
+/// What is added to twice the plain computation's error.
+fn floor(precision: Precision) -> f64 {
+    match precision {
+        Precision::F64 => 1e-10,
+        Precision::F32 => 2e-6,
+        Precision::Tf32 | Precision::F16 => 1e-3,
+        Precision::Bf16 => 8e-3,
+    }
+}
+
+/// What one case should give, and how far the plain computation is from it.
 pub struct Expected {
+    precision: Precision,
     oracle: Vec<Named>,
+    /// Nothing in f64, which is compared with itself.
     plain: Option<Vec<f64>>,
 }
 
 impl Expected {
-    /// Runs the oracle, and for f32 the plain computation.
+    /// Runs the oracle, and unless in f64 the plain computation.
     ///
     /// # Errors
     /// If the case does not record.
     pub fn of(case: &Case, precision: Precision) -> Result<Expected> {
-        let oracle = run_case(case, Arc::new(Cpu::<f64>::definition()))?;
+        let oracle = run_case_in(case, Arc::new(Cpu::<f64>::definition()), precision)?;
         let plain = match precision {
             Precision::F64 => None,
-            Precision::F32 => {
-                let plain = run_case(case, Arc::new(Cpu::<f32>::definition()))?;
+            _ => {
+                let plain = run_case_in(case, Arc::new(Cpu::<f32>::definition_rounded_to(precision)), precision)?;
                 Some(plain.iter().zip(&oracle).map(|((_, x), (_, r))| error(x, r)).collect())
             }
         };
-        Ok(Expected { oracle, plain })
+        Ok(Expected { precision, oracle, plain })
     }
 
     /// Compares results with it.
     pub fn compare(&self, op: &str, case: &str, results: &[Named]) -> Vec<Row> {
         (results.iter().zip(&self.oracle).enumerate())
             .map(|(i, ((name, x), (_, reference)))| {
-                let (dtype, bound) = match &self.plain {
-                    None => ("f64", 1e-10),
-                    Some(plain) => ("f32", 2.0 * plain[i] + 2e-6),
-                };
+                let plain = self.plain.as_ref().map_or(0.0, |plain| 2.0 * plain[i]);
+                let (dtype, bound) = (self.precision.name(), plain + floor(self.precision));
                 let error = error(x, reference);
                 // A bound that is not finite would let anything pass.
                 let passed = bound.is_finite() && error <= bound;
@@ -152,8 +174,34 @@ impl Expected {
 /// A way to run a case: its label (empty if there is but one) and what to set before it.
 pub type Schedule = (String, Box<dyn Fn()>);
 
-/// Validates every case of the entries on a device. `schedules` says in which ways each case runs; in
-/// none, if the list is empty.
+/// A case that a device's precision has no kernels for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Absent {
+    /// The op's name.
+    pub op: String,
+    /// The case.
+    pub case: String,
+    /// The precision.
+    pub dtype: &'static str,
+    /// What is missing.
+    pub reason: String,
+}
+
+/// What is missing for a case to run in this precision, if anything.
+///
+/// # Errors
+/// If the case does not record.
+pub fn lacks(case: &Case, precision: Precision) -> Result<Option<String>> {
+    let (graph, _) = case.build()?;
+    let has_products = graph.nodes.iter().any(|n| n.op.precisions().contains(&Precision::Tf32));
+    if precision == Precision::Tf32 && !has_products {
+        return Ok(Some("has no products in TF32".into()));
+    }
+    Ok(graph.check(precision).err().map(|e| e.to_string()))
+}
+
+/// Validates every case of the entries on a device, and says which its precision does not have. `schedules` says in
+/// which ways each case runs; in none, if the list is empty.
 ///
 /// # Errors
 /// If a case does not record or the device fails, naming op and case.
@@ -162,7 +210,8 @@ pub fn validate(
     device: &Arc<dyn Device>,
     schedules: &dyn Fn(&Case) -> Vec<Schedule>,
     report: &mut dyn FnMut(&[Row]),
-) -> Result<()> {
+) -> Result<Vec<Absent>> {
+    let mut absent = Vec::new();
     for entry in entries {
         for case in (entry.cases)() {
             let named = |e: Error| {
@@ -172,6 +221,11 @@ pub fn validate(
                     "see the case in the op's file",
                 )
             };
+            if let Some(reason) = lacks(&case, device.precision()).map_err(named)? {
+                let (op, case, dtype) = (entry.name.into(), case.name, device.precision().name());
+                absent.push(Absent { op, case, dtype, reason });
+                continue;
+            }
             let schedules = schedules(&case);
             if schedules.is_empty() {
                 continue;
@@ -185,7 +239,7 @@ pub fn validate(
             }
         }
     }
-    Ok(())
+    Ok(absent)
 }
 
 #[cfg(test)]

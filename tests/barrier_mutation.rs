@@ -15,16 +15,19 @@ use attn_engine::gpu::kernel::HEADERS;
 use attn_engine::gpu::modules::launched_by;
 use attn_engine::gpu::{Gpu, Module};
 use attn_engine::ops::OPS;
-use attn_engine::validate::{Expected, run_case};
+use attn_engine::validate::{Expected, lacks, run_case};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A case, what it launches, and what it should give (computed when first asked for).
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Tf32, Precision::Bf16];
+
+/// A case in a precision, what it launches, and what it should give (computed when first asked for).
 struct Subject {
     op: &'static str,
     case: Case,
+    precision: Precision,
     modules: Vec<Module>,
     elements: usize,
     expected: Option<Expected>,
@@ -34,14 +37,18 @@ fn subjects() -> Vec<Subject> {
     let arch = Arch::parse_list("sm_80").unwrap()[0];
     let mut all = Vec::new();
     for entry in OPS {
-        for case in (entry.cases)() {
-            let modules = launched_by(&case, arch).unwrap().into_iter().map(|i| i.module).collect();
+        // f16 has bf16's barriers: the same text with other conversions.
+        for (case, precision) in (entry.cases)().iter().flat_map(|c| PRECISIONS.map(|p| (c.clone(), p))) {
+            if lacks(&case, precision).unwrap().is_some() {
+                continue;
+            }
+            let modules = launched_by(&case, precision, arch).unwrap().into_iter().map(|i| i.module).collect();
             let (graph, _) = case.build().unwrap();
             let elements = graph.data.iter().map(|(t, _)| graph.spec(*t).numel()).sum();
-            all.push(Subject { op: entry.name, case, modules, elements, expected: None });
+            all.push(Subject { op: entry.name, case, precision, modules, elements, expected: None });
         }
     }
-    all.sort_by_key(|s| (!s.case.every_order, s.elements));
+    all.sort_by_key(|s| (!s.case.every_order, s.elements, s.precision));
     all
 }
 
@@ -89,9 +96,9 @@ fn schedules() -> Vec<(Order, CopyPolicy)> {
 /// What caught the mutant, or `None`.
 fn caught_by(mutation: &Mutation, subjects: &mut [Subject]) -> Option<String> {
     let emulator = Arc::new(Emulator::mutated(EmulatorOptions::default(), mutation.clone()).unwrap());
-    let device: Arc<dyn Device> = Arc::new(Gpu::new("emulator", emulator.clone()));
     for s in subjects.iter_mut().filter(|s| s.modules.iter().any(|m| touches(m, &mutation.file))) {
-        let expected = s.expected.get_or_insert_with(|| Expected::of(&s.case, Precision::F32).unwrap());
+        let expected = s.expected.get_or_insert_with(|| Expected::of(&s.case, s.precision).unwrap());
+        let device: Arc<dyn Device> = Arc::new(Gpu::storing(s.precision, "emulator", emulator.clone()));
         for (order, copies) in schedules() {
             emulator.set_schedule(order, copies);
             let how = match run_case(&s.case, device.clone()) {
@@ -101,7 +108,8 @@ fn caught_by(mutation: &Mutation, subjects: &mut [Subject]) -> Option<String> {
                     None => continue,
                 },
             };
-            return Some(format!("{} / {} / {order:?}, {copies:?}: {how}", s.op, s.case.name));
+            let (op, case, precision) = (s.op, &s.case.name, s.precision);
+            return Some(format!("{op} / {case} / {precision}, {order:?}, {copies:?}: {how}"));
         }
     }
     None

@@ -3,6 +3,7 @@
 use assert_cmd::Command;
 use attn_engine::io::tensors;
 use attn_engine::ops::OPS;
+use attn_engine::run_spec::Given;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::Value;
@@ -201,6 +202,46 @@ fn flags_and_devices_that_do_not_fit_are_named() {
     bed.refused(&["--dtype", "f64", "--device", "cuda:9"], &["cuda:9", "f64"]);
     bed.refused(&["--device", "cuda:99"], &["cuda:99", "--device cpu"]);
     refused(&bed.arguments("linear-attention", &["--scale", "1"]), &["--scale"]);
+    let stored = ["--dtype", "bf16", "--device", "emulator"];
+    refused(
+        &bed.arguments("linear-attention", &stored),
+        &["linear-attention: has no kernels in bf16; use --dtype f32"],
+    );
+    bed.refused(&["--tf32"], &["--tf32: is for a GPU, and this is cpu"]);
+    bed.refused(&["--tf32", "--dtype", "f16"], &["--tf32: is for f32 tensors, and these are f16"]);
+    refused(
+        &["bench", "--dtype", "bf16", "--device", "emulator", "--variants", "linear-attention"],
+        &["has no kernels"],
+    );
+}
+
+/// Stored in 16 bits on the emulator, only rounded to them on the CPU: the same but for the order of sums, which can
+/// tip a rounding.
+#[test]
+fn the_emulator_stores_16_bits() {
+    let mut all = qkv();
+    all.push(f32s("dout", &[2, 4, 5, 3]));
+    let bed = Bed::of(&all);
+    for (dtype, stored, unit) in [("bf16", Dtype::BF16, 2f64.powi(-7)), ("f16", Dtype::F16, 2f64.powi(-10))] {
+        let given = |device: &str| {
+            let written = bed.run(&["--dtype", dtype, "--device", device]);
+            for (name, got, _) in &written {
+                assert_eq!(*got, if name == "lse" { Dtype::F32 } else { stored }, "{name}");
+            }
+            tensors::read(Path::new(&bed.output)).unwrap()
+        };
+        let (emulator, cpu) = (given("emulator"), given("cpu"));
+        assert_eq!(emulator.len(), 5);
+        for (name, tensor) in &emulator {
+            let (Given::Real(_, x), Given::Real(_, y)) = (&tensor.given, &cpu[name].given) else { panic!("{name}") };
+            let most = y.iter().fold(0f64, |m, y| m.max(y.abs()));
+            // lse stays f32 throughout. Backward reads the output, which is stored in 16 bits.
+            let bound = if name == "lse" { 1e-6 } else { 2.0 * unit } * most;
+            for (x, y) in x.iter().zip(y) {
+                assert!((x - y).abs() <= bound, "{dtype} {name}: {x} {y}");
+            }
+        }
+    }
 }
 
 /// A file of this header and these bytes.

@@ -1,10 +1,16 @@
 //! The GPU driver on a GPU: what only hardware can show. Without a GPU the tests say so and pass; with
 //! `ATTN_REQUIRE_GPU=1` they fail.
 
+#[path = "common/primitives.rs"]
+mod primitives;
+#[path = "common/tensor_cores.rs"]
+mod tensor_cores;
+
 use attn_engine::Error;
 use attn_engine::gpu::cuda::Cuda;
 use attn_engine::gpu::driver::{Driver, Function, Launch, Matmul};
 use attn_engine::gpu::kernel::{Module, Source};
+use attn_engine::{Error, Precision};
 
 // SAFETY: the launches below pass live buffers of the lengths that they name.
 const SOURCE: Source = unsafe { Source::new("driver", include_str!("kernels/driver.cu"), &["scale_add"]) };
@@ -89,6 +95,17 @@ fn copies_launches_and_times() {
         cuda.fill(input.1, 0, LENGTH * 4).unwrap();
     }
     assert_eq!((out.read(), input.read()), (ramp(), vec![0.0; LENGTH]));
+}
+
+#[test]
+fn every_primitive_does_what_it_does_on_the_emulator() {
+    let Some(cuda) = gpu() else { return };
+    primitives::all(&cuda);
+    if cuda.properties().sm >= 80 {
+        tensor_cores::all(&cuda);
+    } else {
+        eprintln!("NOT RUN: the tensor cores' primitives need compute capability 8.0");
+    }
 }
 
 #[test]
@@ -191,21 +208,72 @@ fn products_are_row_major_and_full_f32() {
                 expected[offset + i * ldc + j] = sum as f32;
             }
         }
-        let (a, b, c) =
+        let (a, b, out) =
             (Buffer::new(&cuda, &a), Buffer::new(&cuda, &b), Buffer::new(&cuda, &vec![f32::NAN; 140 * 140]));
         let at = |buffer: &Buffer| buffer.1 + 4 * offset as u64;
-        let product =
-            Matmul { m, n, k, a: at(&a), lda, transpose_a, b: at(&b), ldb, transpose_b, c: at(&c), ldc, beta: 0.0 };
+        let (a, b, c) = (at(&a), at(&b), at(&out));
+        let (factors, product) = (Precision::F32, Precision::F32);
+        let product = Matmul { m, n, k, a, lda, transpose_a, b, ldb, transpose_b, c, ldc, beta: 0.0, factors, product };
         for (times, beta) in [(1.0, 0.0), (2.0, 1.0)] {
             // SAFETY: the matrices lie within the buffers.
             if !unsafe { cuda.matmul(&Matmul { beta, ..product }) }.unwrap() {
                 eprintln!("NOT RUN: no cuBLASLt here, or none wanted (ATTN_MATMUL)");
                 return;
             }
-            for (i, (got, expected)) in c.read().iter().zip(&expected).enumerate() {
+            for (i, (got, expected)) in out.read().iter().zip(&expected).enumerate() {
                 // TF32 would be wrong by some 1e-3.
                 let close = (got - times * expected).abs() < 2e-5;
                 assert!(close || (got.is_nan() && expected.is_nan()), "{product:?} at {i}: {got}, not {expected}");
+            }
+        }
+    }
+}
+
+/// Factors in 16 bits, summed in f32; the product in either.
+#[test]
+fn products_of_16_bits() {
+    let Some(cuda) = gpu() else { return };
+    let (m, n, k) = (40, 72, 136);
+    let stored = |precision: Precision, values: &[f64]| -> Buffer<'_> {
+        Buffer::new(&cuda, &bytemuck::pod_collect_to_vec::<u8, f32>(&precision.encode(values)))
+    };
+    for factors in [Precision::F16, Precision::Bf16] {
+        let values = |seed: usize| -> Vec<f64> {
+            (0..144 * 144).map(|i| factors.round(((i * 7919 + seed) % 1009) as f64 / 1009.0 - 0.5)).collect()
+        };
+        let (a, b) = (values(1), values(2));
+        let (on_gpu_a, on_gpu_b) = (stored(factors, &a), stored(factors, &b));
+        for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (lda, ldb, ldc) = (if transpose_a { m } else { k }, if transpose_b { k } else { n }, n);
+            let at = |i: usize, j: usize| -> f64 {
+                let x = |p: usize| a[if transpose_a { p * lda + i } else { i * lda + p }];
+                let y = |p: usize| b[if transpose_b { j * ldb + p } else { p * ldb + j }];
+                (0..k).map(|p| x(p) * y(p)).sum()
+            };
+            for product in [factors, Precision::F32] {
+                let c = stored(product, &vec![1.0; m * n]);
+                let (a, b, c_at, beta) = (on_gpu_a.1, on_gpu_b.1, c.1, 1.0);
+                let matmul =
+                    Matmul { m, n, k, a, lda, transpose_a, b, ldb, transpose_b, c: c_at, ldc, beta, factors, product };
+                // SAFETY: the matrices lie within the buffers.
+                if !unsafe { cuda.matmul(&matmul) }.unwrap() {
+                    eprintln!("NOT RUN: no cuBLASLt here, or none wanted (ATTN_MATMUL)");
+                    return;
+                }
+                let got = product.decode(bytemuck::cast_slice(&c.read()));
+                // Half a unit of the last place below 8, or what summing in f32 costs.
+                let bound = match product {
+                    Precision::F16 => 4.0 * 2f64.powi(-11),
+                    Precision::Bf16 => 4.0 * 2f64.powi(-8),
+                    _ => 2e-5,
+                };
+                for (i, got) in got.into_iter().enumerate() {
+                    let expected = 1.0 + at(i / n, i % n);
+                    assert!(
+                        expected.abs() < 8.0 && (got - expected).abs() <= bound,
+                        "{matmul:?} at {i}: {got}, not {expected}"
+                    );
+                }
             }
         }
     }

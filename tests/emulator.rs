@@ -2,11 +2,14 @@
 
 #[path = "common/primitives.rs"]
 mod primitives;
+#[path = "common/tensor_cores.rs"]
+mod tensor_cores;
 
 use attn_engine::gpu::driver::{Driver, Launch};
 use attn_engine::gpu::emulator::{CopyPolicy, Emulator, EmulatorOptions, Order, Sanitizer, reexec_with};
 use attn_engine::gpu::kernel::{Module, Source};
 use primitives::{Buffer, launch};
+use tensor_cores::Half;
 
 // SAFETY: the tests launch its entries with memory of the sizes that they need; those that are wrong on purpose run
 // under a sanitizer only.
@@ -45,9 +48,13 @@ fn module() -> Module {
 
 /// `kernels/scheduling.cu:LINE` of the line that ends in `// here: MARK`.
 fn place(mark: &str) -> String {
+    place_in(&SCHEDULING, mark)
+}
+
+fn place_in(source: &Source, mark: &str) -> String {
     let mark = format!("// here: {mark}");
-    let line = SCHEDULING.text.lines().position(|line| line.ends_with(&mark)).unwrap();
-    format!("kernels/scheduling.cu:{}", line + 1)
+    let line = source.text.lines().position(|line| line.ends_with(&mark)).unwrap();
+    format!("kernels/{}.cu:{}", source.name, line + 1)
 }
 
 /// The report of a launch that must fail.
@@ -63,7 +70,38 @@ fn primitives_hold_in_every_order() {
             e.set_schedule(order, copies);
             primitives::all(&e);
         }
+        tensor_cores::all(&e);
     }
+}
+
+#[test]
+fn products_round_in_the_order_of_k() {
+    for product in tensor_cores::noisy_products(&emulator()) {
+        assert_eq!(product.got, product.in_order, "{}", product.name);
+    }
+}
+
+#[test]
+fn wrong_uses_of_tensor_cores_are_named() {
+    let e = emulator();
+    let out = Buffer::new(&e, 64 * 4);
+    let failure = |entry: &str, threads: u32, arguments: &[&[u8]]| {
+        launch(&e, &Half::F16.module(), entry, (1, threads), arguments).unwrap_err().to_string()
+    };
+    let here = |mark: &str| place_in(&tensor_cores::SOURCE, mark);
+    let report = failure("row_not_aligned", 32, &[&out.argument()]);
+    assert!(report.contains("not a multiple of 16") && report.contains(&here("row_not_aligned")), "{report}");
+    let report = failure("row_not_shared", 32, &[&out.argument()]);
+    assert!(
+        report.contains("not in the block's shared memory") && report.contains(&here("row_not_shared")),
+        "{report}"
+    );
+    let report = failure("different_products", 64, &[&out.argument()]);
+    assert!(report.contains("different collectives") && report.contains("waits at mma_16x8x8_tf32"), "{report}");
+    assert!(report.contains(&here("different_products, one")), "{report}");
+    assert!(report.contains(&here("different_products, other")), "{report}");
+    let report = failure("mma_16", 16, &[&out.argument(), &out.argument(), &out.argument()]);
+    assert!(report.contains("fewer than 32 threads"), "{report}");
 }
 
 #[test]
@@ -298,6 +336,7 @@ fn sanitized() {
     let e = Emulator::new(EmulatorOptions { threads: 2, sanitize: Some(sanitizer), ..Default::default() }).unwrap();
     match entry {
         "primitives" => {
+            tensor_cores::all(&e);
             for order in ORDERS {
                 e.set_schedule(order, CopyPolicy::Late);
                 primitives::all(&e);

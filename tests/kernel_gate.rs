@@ -14,6 +14,13 @@ use attn_engine::gpu::kernel::{Module, Source};
 
 // SAFETY, of all: compiled only, never launched.
 const EVERYTHING: Source = unsafe { Source::new("gate", include_str!("kernels/gate.cu"), &["everything", "second"]) };
+const TENSOR_CORES: Source = unsafe {
+    Source::new(
+        "tensor_cores",
+        include_str!("kernels/tensor_cores.cu"),
+        &["widen_all", "pack_all", "to_tf32_all", "mma_16", "mma_tf32", "load_x4", "load_x2_transposed"],
+    )
+};
 const SPILL: Source = unsafe { Source::new("gate_spill", include_str!("kernels/gate_spill.cu"), &["spilling"]) };
 const BROKEN: Source = unsafe { Source::new("gate_broken", include_str!("kernels/gate_broken.cu"), &["broken"]) };
 
@@ -55,6 +62,30 @@ fn the_prelude_compiles_for_every_architecture_and_the_second_run_is_cached() {
     // Other defines are another module.
     let other = [GateItem::new(Module::new(&EVERYTHING).define("SCALE", "2.f"))];
     assert_eq!(build(&other, &Arch::ALL[..1], None, folder.path()).cached, 0);
+}
+
+#[test]
+fn tensor_cores_compile_for_every_architecture() {
+    let Some(nvrtc) = compiler() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let module = |storage: &str| Module::new(&TENSOR_CORES).define("STORAGE", storage);
+    let report = build(&["f16", "bf16"].map(|s| GateItem::new(module(s))), &Arch::ALL, None, folder.path());
+    assert!(report.passed() && report.warnings.is_empty(), "{}", report.table());
+    assert_eq!((report.compilations, report.ptx), (14, 0));
+    // And the instructions are those: seen in the PTX that an architecture of the future gets.
+    for (storage, wanted) in [
+        ("f16", ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32", "cvt.rn.f16.f32"]),
+        ("bf16", ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32", "cvt.rn.bf16.f32"]),
+    ] {
+        let code = nvrtc::compile(&module(storage), "sm_990".parse().unwrap(), nvrtc).unwrap().code;
+        let text = String::from_utf8_lossy(&code);
+        let load = |form| format!("ldmatrix.sync.aligned.m8n8.{form}.shared.b16");
+        let loads = ["x4", "x4.trans", "x2", "x2.trans"].map(load);
+        let both = ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rna.tf32.f32"];
+        for instruction in wanted.iter().chain(&both).copied().chain(loads.iter().map(String::as_str)) {
+            assert!(text.contains(instruction), "{storage}: {instruction}");
+        }
+    }
 }
 
 #[test]

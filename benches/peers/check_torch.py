@@ -5,6 +5,7 @@
     python benches/peers/check_torch.py [--attn target/release/attn] [--devices cpu,emulator] [--variants LIST] [--json FILE]
 
 The reference is written from the formulas, with an explicit mask, in PyTorch's float64; its gradients are autograd's.
+Softmax attention's features are compared likewise; the reference drops the weights that our Philox drops, from numpy.
 The error of a tensor is max|x - ref| / max(max|ref|, 0.1), and max|x - ref| for gradients that are zero by identity
 (dq and dk where there is one key, or in linear attention one feature). float64 must agree to 1e-10. float32 may be off by twice
 what the same PyTorch code is off by in float32, plus 2e-6. Prints a table; exits 1 where one disagrees, 2 on an error.
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -44,21 +46,77 @@ CASES = {
     "ragged causal, T < S": (3, 2, 2, 20, 70, 128, 128, True, [70, 52, 3]),
     "long": (1, 2, 2, 300, 1000, 64, 64, True, None),
 }
+# Of softmax attention alone: sizes B, H, Hk, T, S, Dk, Dv, and what else there is. `mask` and `bias` are their shapes, with
+# one row of each hiding all keys where there are rows; `sequences` the bounds among queries and keys.
+FEATURES = {
+    "window": dict(sizes=(2, 2, 2, 70, 70, 16, 16), window=(20, 5)),
+    "window causal, T != S": dict(sizes=(1, 2, 2, 70, 150, 16, 24), window=(33, 0), causal=True),
+    "window, T > S: rows without keys": dict(sizes=(1, 2, 1, 90, 40, 8, 8), window=(7, 3)),
+    "window, no bound to the left": dict(sizes=(1, 2, 2, 37, 65, 8, 8), window=(-1, 2)),
+    "softcap": dict(sizes=(2, 2, 2, 65, 70, 16, 16), softcap=1.5),
+    "alibi": dict(sizes=(1, 4, 4, 65, 130, 16, 16), alibi=True),
+    "alibi, own slopes, grouped, causal": dict(sizes=(2, 4, 2, 40, 33, 16, 8), slopes=True, causal=True),
+    "bias": dict(sizes=(2, 2, 2, 65, 70, 16, 16), bias=(2, 2, 65, 70)),
+    "bias for all batches and heads": dict(sizes=(2, 4, 2, 65, 130, 16, 8), bias=(1, 1, 65, 130), causal=True),
+    "bias for all queries": dict(sizes=(2, 2, 2, 150, 40, 8, 8), bias=(1, 2, 1, 40)),
+    "mask": dict(sizes=(2, 2, 2, 65, 70, 16, 16), mask=(2, 2, 65, 70)),
+    "mask for all heads and queries": dict(sizes=(3, 2, 2, 40, 70, 16, 16), mask=(3, 1, 1, 70)),
+    "mask for all batches, ragged": dict(sizes=(3, 2, 1, 40, 70, 16, 16), mask=(1, 2, 40, 70), lengths=[70, 0, 9]),
+    "dropout": dict(sizes=(2, 3, 3, 65, 70, 16, 16), dropout=0.25, seed=12345678901234),
+    "dropout of everything": dict(sizes=(1, 1, 1, 9, 9, 4, 4), dropout=1.0),
+    "weights": dict(sizes=(2, 4, 2, 65, 70, 16, 16), weights=True, causal=True, lengths=[70, 20]),
+    "packed": dict(sizes=(1, 2, 2, 80, 90, 16, 16), sequences=([0, 20, 20, 61, 80], [0, 30, 41, 41, 90])),
+    "packed causal": dict(sizes=(1, 4, 2, 80, 90, 16, 8), sequences=([0, 20, 20, 61, 80], [0, 30, 41, 41, 90]), causal=True),
+    "dlse": dict(sizes=(2, 2, 2, 37, 41, 16, 16), dlse=True, causal=True),
+    "all but packed": dict(
+        sizes=(2, 4, 2, 70, 130, 16, 24), causal=True, window=(60, 0), softcap=2.0, alibi=True, bias=(1, 4, 70, 130),
+        mask=(2, 1, 70, 130), dropout=0.1, seed=7, lengths=[130, 100], weights=True, dlse=True),
+    "all but ragged": dict(
+        sizes=(1, 4, 4, 70, 130, 24, 16), window=(30, 9), softcap=2.0, slopes=True, bias=(1, 1, 1, 130),
+        mask=(1, 4, 70, 130), dropout=0.5, seed=2**63 + 5, sequences=([0, 40, 70], [0, 61, 130]), weights=True, dlse=True),
+}
 # The emulator executes every thread: no need to make it run long.
 SLOW = {"long"}
 
 
-def visible(T, S, causal, lengths, batch):
-    """(B,1,T,S): s <= t + S - T where causal, and s < key_lengths[b]."""
+def visible(T, S, causal, lengths, batch, window=None, sequences=None):
+    """(B,1,T,S) from the place of queries and keys; and how far each key is from its query's diagonal (T,S)."""
     t, s = torch.arange(T)[:, None], torch.arange(S)[None, :]
-    mask = (s <= t + S - T) if causal else torch.ones(T, S, dtype=torch.bool)
+    diagonal, same = t + S - T, torch.ones(T, S, dtype=torch.bool)
+    if sequences is not None:
+        (of_q, of_k) = (torch.tensor(bounds) for bounds in sequences)
+        n = torch.bucketize(t, of_q, right=True) - 1
+        same = (of_k[n] <= s) & (s < of_k[n + 1])
+        diagonal = t - of_q[n + 1] + of_k[n + 1]
+    mask = same & (s <= diagonal) if causal else same
+    if window is not None:
+        left, right = (T + S if n < 0 else n for n in window)
+        mask = mask & (diagonal - left <= s) & (s <= diagonal + right)
     mask = mask.expand(batch, 1, T, S)
     if lengths is not None:
         mask = mask & (torch.arange(S) < lengths[:, None])[:, None, None, :]
-    return mask
+    return mask, (diagonal - s).abs()
 
 
-def reference(variant, q, k, v, mask, causal):
+def kept(shape, p, seed):
+    """0 or 1/(1 - p) for each weight: Philox4x32-10, key = seed, counter = (element/4 low, high, stream 0, step 0)."""
+    element = numpy.arange(math.prod(shape), dtype=numpy.uint64)
+    low = numpy.uint64(0xFFFFFFFF)
+    zero = numpy.zeros_like(element)
+    c = [element // 4 & low, element // 4 >> numpy.uint64(32), zero, zero]
+    k = [seed & 0xFFFFFFFF, seed >> 32]
+    for _ in range(10):
+        a, b = numpy.uint64(0xD2511F53) * c[0], numpy.uint64(0xCD9E8D57) * c[2]
+        key = [numpy.uint64(x) for x in k]
+        c = [(b >> numpy.uint64(32)) ^ c[1] ^ key[0], b & low, (a >> numpy.uint64(32)) ^ c[3] ^ key[1], a & low]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    word = numpy.choose((element % 4).astype(int), c)
+    uniform = (word >> numpy.uint64(8)).astype(numpy.float32) * numpy.float32(2.0**-24)
+    keep = torch.from_numpy(uniform >= numpy.float32(p)).reshape(shape)
+    return keep.double() / (1 - p) if p < 1 else torch.zeros(shape)
+
+
+def reference(variant, q, k, v, mask, causal, bias=None, softcap=None, alibi=None, keep=None):
     """{"out": …} and for softmax attention {"lse": …}; rows that see nothing give zeros and lse = -inf."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -77,23 +135,83 @@ def reference(variant, q, k, v, mask, causal):
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     else:
         scores = q.mean(-1)[..., :, None] * k.mean(-1)[..., None, :]
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi is not None:
+        scores = scores - alibi.to(scores.dtype)
+    if bias is not None:
+        scores = scores + bias
+        mask = mask & (bias > -math.inf)
+    mask = mask.expand(scores.shape)
     seen = mask.any(-1, keepdim=True)
     # A row of -inf would make NaN, also in its gradient: let it be zeros, and then discard it.
     scores = scores.masked_fill(~mask & seen, -math.inf).masked_fill(~seen, 0.0)
-    out = (torch.softmax(scores, -1) * seen) @ v
+    weights = torch.softmax(scores, -1) * seen
+    out = (weights if keep is None else weights * keep.to(weights.dtype)) @ v
     if variant != "softmax-attention":
         return {"out": out}
     lse = torch.logsumexp(scores, -1).masked_fill(~seen.squeeze(-1).expand(scores.shape[:-1]), -math.inf)
-    return {"out": out, "lse": lse}
+    return {"out": out, "lse": lse, "weights": weights}
 
 
-def with_gradients(variant, tensors, mask, causal, dtype):
+def with_gradients(variant, tensors, mask, causal, dtype, weights=False, **features):
     """What `attn run` gives, computed by PyTorch in `dtype`."""
-    q, k, v = (tensors[n].to(dtype).requires_grad_() for n in "qkv")
-    results = reference(variant, q, k, v, mask, causal)
-    gradients = torch.autograd.grad(results["out"], (q, k, v), tensors["dout"].to(dtype), allow_unused=True)
-    results |= {f"d{n}": torch.zeros_like(x) if g is None else g for n, g, x in zip("qkv", gradients, (q, k, v))}
+    names = [n for n in ("q", "k", "v", "bias") if n in tensors]
+    leaves = {n: tensors[n].to(dtype).requires_grad_() for n in names}
+    results = reference(variant, **leaves, mask=mask, causal=causal, **features)
+    if not weights:
+        results.pop("weights", None)
+    grads = [tensors[n].to(dtype) for n in ("dout", "dlse") if n in tensors]
+    roots = [results["out"], results.get("lse")][: len(grads)]
+    gradients = torch.autograd.grad(roots, list(leaves.values()), grads, allow_unused=True)
+    for (n, x), g in zip(leaves.items(), gradients):
+        results[f"d{n}"] = torch.zeros_like(x) if g is None else g
     return {name: x.detach().double() for name, x in results.items()}
+
+
+def prepare(f):
+    """A case of FEATURES: `attn run`'s tensors and flags, the mask, and what else the reference takes."""
+    B, H, Hk, T, S, Dk, Dv = f["sizes"]
+    shapes = {"q": (B, H, T, Dk), "k": (B, Hk, S, Dk), "v": (B, Hk, S, Dv), "dout": (B, H, T, Dv)}
+    tensors = {name: torch.randn(shape).double() for name, shape in shapes.items()}
+    flags, features = [], dict(weights=f.get("weights", False))
+    flags += ["--weights"] * features["weights"]
+    lengths = f.get("lengths")
+    if lengths is not None:
+        lengths = tensors["key_lengths"] = torch.tensor(lengths)
+    if "sequences" in f:
+        tensors["cu_seqlens_q"], tensors["cu_seqlens_k"] = (torch.tensor(x, dtype=torch.int32) for x in f["sequences"])
+    mask, distance = visible(T, S, f.get("causal", False), lengths, B, f.get("window"), f.get("sequences"))
+    if "window" in f:
+        flags.append("--window={},{}".format(*f["window"]))
+    if "mask" in f:
+        tensors["mask"] = torch.rand(f["mask"]) > 0.3
+        if f["mask"][2] > 1:
+            tensors["mask"][..., 1, :] = False
+        mask = mask & tensors["mask"]
+    if "bias" in f:
+        bias = torch.randn(f["bias"])
+        bias[bias < -1.5] = -math.inf
+        if f["bias"][2] > 1:
+            bias[..., 2, :] = -math.inf
+        tensors["bias"] = bias.double()
+    if "softcap" in f:
+        features["softcap"] = f["softcap"]
+        flags += ["--softcap", str(f["softcap"])]
+    slopes = None
+    if "alibi" in f:
+        slopes = torch.tensor([2.0 ** (-8 * (h + 1) / H) for h in range(H)], dtype=torch.float64)
+        flags.append("--alibi")
+    if "slopes" in f:
+        slopes = tensors["alibi_slopes"] = torch.rand(H).double()
+    if slopes is not None:
+        features["alibi"] = slopes[:, None, None] * distance
+    if "dropout" in f:
+        features["keep"] = kept((B, H, T, S), f["dropout"], f.get("seed", 0))
+        flags += ["--dropout", str(f["dropout"])] + (["--seed", str(f["seed"])] if "seed" in f else [])
+    if "dlse" in f:
+        tensors["dlse"] = torch.randn(B, H, T).double()
+    return tensors, flags, mask, f.get("causal", False), features
 
 
 def error(x, ref):
@@ -109,11 +227,11 @@ def error(x, ref):
     return difference.max().item() / (max(largest, 0.1) if largest > ZERO else 1.0)
 
 
-def run(attn, variant, tensors, causal, device, dtype, folder):
+def run(attn, variant, tensors, causal, flags, device, dtype, folder):
     source, target = os.path.join(folder, "in.safetensors"), os.path.join(folder, "out.safetensors")
     save_file(tensors, source)
     command = [attn, "run", variant, "--input", source, "--output", target, "--device", device, "--dtype", dtype]
-    done = subprocess.run(command + ["--causal"] * causal, capture_output=True, text=True)
+    done = subprocess.run(command + ["--causal"] * causal + flags, capture_output=True, text=True)
     if done.returncode != 0:
         sys.stderr.write(f"error: {' '.join(command)}: {done.stderr.strip()}\n")
         sys.exit(2)
@@ -133,21 +251,17 @@ def main():
     print(f"{'variant':26} {'case':32} {'device':9} {'dtype':5} {'tensor':6} {'error':>9} {'bound':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for variant in args.variants.split(","):
-            for seed, (case, (B, H, Hk, T, S, Dk, Dv, causal, lengths)) in enumerate(CASES.items()):
+            cases = {name: dict(sizes=c[:7], causal=c[7]) | ({"lengths": c[8]} if c[8] else {}) for name, c in CASES.items()}
+            for seed, (case, f) in enumerate((cases | (FEATURES if variant == "softmax-attention" else {})).items()):
                 torch.manual_seed(seed)
-                shapes = {"q": (B, H, T, Dk), "k": (B, Hk, S, Dk), "v": (B, Hk, S, Dv), "dout": (B, H, T, Dv)}
                 # Representable in float32, so that every precision starts from the same numbers.
-                tensors = {name: torch.randn(shape).double() for name, shape in shapes.items()}
-                given = None
-                if lengths is not None:
-                    given = tensors["key_lengths"] = torch.tensor(lengths)
-                mask = visible(T, S, causal, given, B)
-                exact = with_gradients(variant, tensors, mask, causal, torch.float64)
-                plain = with_gradients(variant, tensors, mask, causal, torch.float32)
+                tensors, flags, mask, causal, features = prepare(f)
+                exact = with_gradients(variant, tensors, mask, causal, torch.float64, **features)
+                plain = with_gradients(variant, tensors, mask, causal, torch.float32, **features)
                 for device, dtype in runs:
                     if device == "emulator" and case in SLOW:
                         continue
-                    ours = run(args.attn, variant, tensors, causal, device, dtype, folder)
+                    ours = run(args.attn, variant, tensors, causal, flags, device, dtype, folder)
                     if set(ours) != set(exact):
                         sys.exit(f"error: {variant} gave {sorted(ours)}, expected {sorted(exact)}")
                     for name, ref in exact.items():

@@ -427,27 +427,6 @@ EXPORT const Exchange* emulator_exchange(Kind kind, unsigned mask, uint64_t valu
     return &exchange;
 }
 
-// --- Tensor cores -------------------------------------------------------------------------------
-
-EXPORT const Exchange* emulator_ldmatrix(Kind kind, const void* row, const char* file, int line) {
-    Worker* w = emulator_context.worker;
-    const char* start = static_cast<const char*>(row);
-    if (emulator_context.lane < (kind < LDMATRIX_X2 ? 32u : 16u)) {
-        if (reinterpret_cast<uintptr_t>(row) & 15) {
-            emulator_fault("ldmatrix of a row whose address is not a multiple of 16", file, line);
-        }
-        if (start < w->arena || start + 16 > w->arena + w->arena_used) {
-            emulator_fault("ldmatrix of a row that is not in the block's shared memory", file, line);
-        }
-    }
-    return emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(row), file, line);
-}
-
-EXPORT void emulator_mma(Kind kind, float* d, const uint32_t* a, const uint32_t* b, const char* file, int line) {
-    Fragments fragments = {d, a, b};
-    emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(&fragments), file, line);
-}
-
 // --- Asynchronous copies ------------------------------------------------------------------------
 
 static inline void show_copy(const Copy& copy, void* place) {

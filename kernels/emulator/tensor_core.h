@@ -1,5 +1,6 @@
-// The products of mma.cuh, for a whole warp at once.
+// The runtime's side of mma.cuh: checks a lane's row, and multiplies for a whole warp at once.
 #pragma once
+#include "device.h"
 #include "half.h"
 
 namespace emulator {
@@ -100,3 +101,22 @@ inline void multiply(Kind kind, const Exchange& exchange) {
 }
 
 }  // namespace emulator
+
+EXPORT const emulator::Exchange* emulator_ldmatrix(emulator::Kind kind, const void* row, const char* file, int line) {
+    const emulator::Worker* w = emulator_context.worker;
+    const char* start = static_cast<const char*>(row);
+    if (emulator_context.lane < (kind < emulator::LDMATRIX_X2 ? 32u : 16u)) {
+        if (reinterpret_cast<uintptr_t>(row) & 15) {
+            emulator_fault("ldmatrix of a row whose address is not a multiple of 16", file, line);
+        }
+        if (start < w->arena || start + 16 > w->arena + w->arena_used) {
+            emulator_fault("ldmatrix of a row that is not in the block's shared memory", file, line);
+        }
+    }
+    return emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(row), file, line);
+}
+
+EXPORT void emulator_mma(emulator::Kind kind, float* d, const uint32_t* a, const uint32_t* b, const char* file, int line) {
+    emulator::Fragments fragments = {d, a, b};
+    emulator_exchange(kind, ~0u, reinterpret_cast<uintptr_t>(&fragments), file, line);
+}

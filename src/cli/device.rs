@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::cuda::{Cuda, devices};
 use crate::gpu::emulator::{Emulator, EmulatorOptions};
+use crate::graph::Graph;
+use crate::io::tensors::Dtype;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -70,7 +72,42 @@ impl DeviceArgs {
     }
 }
 
-/// Opens a device. `threads` (0: one a core) counts on the CPU only.
+/// What a device shall store for `--dtype` and `--tf32`.
+///
+/// # Errors
+/// If both are given and `--dtype` is not f32.
+pub fn stored(dtype: Dtype, tf32: bool) -> Result<Precision> {
+    match (tf32, dtype) {
+        (false, _) => Ok(dtype.precision()),
+        (true, Dtype::F32) => Ok(Precision::Tf32),
+        (true, _) => {
+            let problem = format!("is for f32 tensors, and these are {}", dtype.name());
+            Err(Error::argument("--tf32", problem, "add --dtype f32, or leave --tf32 out"))
+        }
+    }
+}
+
+/// Whether `--tf32` means anything to this graph on this device.
+///
+/// # Errors
+/// If it does not.
+pub fn check_tf32(graph: &Graph, device: &dyn Device) -> Result<()> {
+    if device.precision() != Precision::Tf32 {
+        let problem = format!("is for a GPU, and this is {}", device.name());
+        return Err(Error::argument("--tf32", problem, "use --device cuda or emulator, or leave it out"));
+    }
+    if !graph.nodes.iter().any(|n| n.op.precisions().contains(&Precision::Tf32)) {
+        return Err(Error::argument(
+            "--tf32",
+            "is for products that can be in TF32, and there are none",
+            "leave it out",
+        ));
+    }
+    Ok(())
+}
+
+/// Opens a device. `threads` (0: one a core) counts on the CPU only. The CPU has no 16-bit storage: it computes in f32,
+/// and who asked for f16 or bf16 rounds what goes in and comes out ([`Device::precision`] tells).
 ///
 /// # Errors
 /// If it is not here, or has no arithmetic of this precision: with the remedy and the next best device.
@@ -84,10 +121,10 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
         // Half a GPU (no compiler, no memory) is for the user to decide about, so only a missing one leads to the CPU.
         Choice::Auto if precision == Precision::F64 || devices().is_err() => Ok(cpu(precision, threads)),
         Choice::Auto => open(Choice::Cuda(0), precision, threads),
-        Choice::Cuda(n) => Ok(Arc::new(Gpu::new(choice.to_string(), Arc::new(Cuda::new(n)?)))),
+        Choice::Cuda(n) => Ok(Arc::new(Gpu::storing(precision, choice.to_string(), Arc::new(Cuda::new(n)?)))),
         Choice::Emulator => {
             let options = EmulatorOptions { threads, ..Default::default() };
-            Ok(Arc::new(Gpu::new("emulator", Arc::new(Emulator::new(options)?))))
+            Ok(Arc::new(Gpu::storing(precision, "emulator", Arc::new(Emulator::new(options)?))))
         }
     }
 }
@@ -95,7 +132,7 @@ pub fn open(choice: Choice, precision: Precision, threads: usize) -> Result<Arc<
 fn cpu(precision: Precision, threads: usize) -> Arc<dyn Device> {
     match precision {
         Precision::F64 => Arc::new(Cpu::<f64>::new(threads)),
-        Precision::F32 => Arc::new(Cpu::<f32>::new(threads)),
+        _ => Arc::new(Cpu::<f32>::new(threads)),
     }
 }
 

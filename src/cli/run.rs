@@ -1,13 +1,11 @@
 //! `attn run OP`: one op on somebody's own tensors.
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, print};
-use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::io::Target;
 use crate::io::tensors::{self, Dtype, Loaded, Written};
-use crate::op::Kind;
 use crate::ops::{Entry, OPS};
 use crate::plan::{Plan, PlanOptions};
 use crate::run_spec::{Given, RunGraph, RunSpec, TensorDoc};
@@ -34,9 +32,12 @@ pub struct Common {
     /// Where to write what it gives
     #[arg(long, value_name = "OUT.safetensors")]
     pub output: PathBuf,
-    /// What to round inputs and outputs to [default: as the first floating-point input]
+    /// What inputs and outputs are stored in, or on the CPU rounded to [default: as the first floating-point input]
     #[arg(long, value_name = "f64|f32|f16|bf16", hide_possible_values = true)]
     pub dtype: Option<Dtype>,
+    /// On a GPU or the emulator: attention's products of f32 tensors in TF32
+    #[arg(long)]
+    pub tf32: bool,
     /// Where to compute.
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -175,7 +176,7 @@ fn gradient_of(spec: &RunSpec, name: &str) -> Option<usize> {
 }
 
 fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
-    let Common { input, output, dtype, device } = args.common;
+    let Common { input, output, dtype, tf32, device } = args.common;
     let mut loaded = tensors::read(&input)?;
     let target = Target::new(&output)?;
 
@@ -189,8 +190,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     }
     let is_real = |name: &str| loaded.get(name).and_then(|t: &Loaded| t.dtype);
     let dtype = dtype.or_else(|| spec.inputs.iter().find_map(|i| is_real(i.name))).unwrap_or(Dtype::F32);
-    let precision = if dtype == Dtype::F64 { Precision::F64 } else { Precision::F32 };
-    let device = device.open(precision)?;
+    let device = device.open(stored(dtype, tf32)?)?;
 
     for tensor in loaded.values_mut() {
         if let (Given::Real(_, values), true) = (&mut tensor.given, tensor.dtype != Some(dtype)) {
@@ -204,6 +204,9 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     let mut record = RunGraph { graph: Graph::new(), given, options: args.options, bound: Vec::new() };
     let outputs = (spec.record)(&mut record)?;
     let RunGraph { graph, given, bound, .. } = record;
+    if tf32 {
+        check_tf32(&graph, &*device)?;
+    }
     if let Some(name) = given.keys().find(|name| !bound.iter().any(|(b, _)| b == *name)) {
         let remedy = "leave it out, or give what it belongs to";
         return Err(Error::argument(format!("tensor `{name}`"), "is not used with these tensors and flags", remedy));
@@ -243,7 +246,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
             }
         }
         plan.backward()?;
-        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().spec(*t).kind == Kind::Real) {
+        for (name, t) in bound.iter().filter(|(_, t)| plan.graph().needs_gradient(*t)) {
             results.push(written(format!("d{name}"), *t, dtype, plan.read_gradient(*t)?));
         }
     }

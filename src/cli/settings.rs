@@ -4,9 +4,11 @@ use crate::data::{DataOrder, addition};
 use crate::error::{Error, Result};
 use crate::model::gpt::attention_variants;
 use crate::model::{GptConfig, PRESETS};
+use crate::precision::Precision;
 use crate::train::OptimizerSettings;
 use clap::builder::PossibleValuesParser;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Flags that decide a run's numbers, and when it logs and saves.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -36,6 +38,10 @@ pub struct SettingsArgs {
     /// dropped [default: 0.1]
     #[arg(long, value_name = "X")]
     dropout: Option<f64>,
+    /// What tensors are stored in; bf16 needs a GPU or the emulator, and keeps parameters and their gradients in f32
+    /// besides [default: f32]
+    #[arg(long, value_name = "f32|bf16")]
+    dtype: Option<TrainingDtype>,
     /// Seed of initial weights, batches and dropout [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -66,6 +72,39 @@ pub struct SettingsArgs {
     save_every: Option<u64>,
 }
 
+/// What training stores its tensors in. Arithmetic, parameters and their gradients are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainingDtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bfloat16: f32's range, so that no gradient vanishes.
+    Bf16,
+}
+
+impl TrainingDtype {
+    /// What the device shall store.
+    pub fn precision(self) -> Precision {
+        match self {
+            TrainingDtype::F32 => Precision::F32,
+            TrainingDtype::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl FromStr for TrainingDtype {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(TrainingDtype::F32),
+            "bf16" => Ok(TrainingDtype::Bf16),
+            "f16" => Err("training in f16 needs loss scaling, which is not built in; use bf16".into()),
+            _ => Err("give f32 or bf16".into()),
+        }
+    }
+}
+
 /// A run's settings.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Settings {
@@ -85,6 +124,9 @@ pub struct Settings {
     pub steps: u64,
     /// Dropout probability.
     pub dropout: f64,
+    /// What tensors are stored in; runs from before there was a choice have f32.
+    #[serde(default)]
+    pub dtype: TrainingDtype,
     /// Seed of everything random.
     pub seed: u64,
     /// How blocks follow each other.
@@ -113,6 +155,7 @@ impl SettingsArgs {
             batch_size: 64,
             steps: 2000,
             dropout: 0.1,
+            dtype: TrainingDtype::F32,
             seed: 1,
             data_order: DataOrder::Random,
             optimizer: OptimizerSettings {
@@ -179,6 +222,7 @@ impl SettingsArgs {
             batch_size: size(args.batch_size, base.batch_size),
             steps: args.steps.unwrap_or(base.steps),
             dropout: args.dropout.unwrap_or(base.dropout),
+            dtype: args.dtype.unwrap_or(base.dtype),
             seed: args.seed.unwrap_or(base.seed),
             data_order: args.data_order.unwrap_or(base.data_order),
             optimizer: OptimizerSettings {

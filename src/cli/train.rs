@@ -4,7 +4,6 @@ use super::device::DeviceArgs;
 use super::settings::{Settings, SettingsArgs};
 use super::{Status, print_line};
 use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
-use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::model::{Gpt, GptConfig};
 use crate::train::checkpoint::{self, Checkpoint, Initial};
@@ -94,7 +93,12 @@ fn lm(args: LmArgs) -> Result<Status> {
     let batches = Batches::new(train, &training_split, settings.data_order, batch_size, block_size, seed)?;
 
     let gpt = Gpt::new(settings.model(vocabulary.len())?)?;
-    let device = args.device.open(Precision::F32)?;
+    let precision = settings.dtype.precision();
+    let device = args.device.open(precision)?;
+    if device.precision() != precision {
+        let remedy = "add --device cuda or --device emulator, or use --dtype f32";
+        return Err(Error::argument(format!("--dtype {precision}"), "needs a GPU or the emulator", remedy));
+    }
     let mut training = TrainingStep::new(gpt.loss(batch_size, dropout)?, device.clone(), optimizer, seed)?;
     let evaluator = Evaluator::new(gpt.loss(batch_size, 0.0)?, device.clone())?;
     let plan = training.plan();
@@ -200,7 +204,8 @@ fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &
     let megabytes = training.plan().peak_bytes() as f64 / 1e6;
     eprintln!(
         "{layers} layers, {heads} heads, width {width}, block {block}, {attention}: {parameters} parameters; \
-         {} characters of {data}; {megabytes:.1} MB on {device}",
-        vocabulary.len()
+         {} characters of {data}; {megabytes:.1} MB on {device} in {}",
+        vocabulary.len(),
+        training.plan().device().precision()
     );
 }

@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::cuda::Arch;
 use crate::gpu::emulator::{CopyPolicy, Emulator, EmulatorOptions, Order, Sanitizer, reexec_with};
-use crate::gpu::modules::launched;
+use crate::gpu::modules::launched_in;
 use crate::io::write_atomically;
 use crate::ops::{Entry, OPS};
-use crate::validate::{Row, Schedule, validate};
+use crate::validate::{Absent, Row, Schedule, validate};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,8 @@ use std::time::Instant;
 /// Compare every op, forward and backward, with the f64 oracle
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  attn validate --device emulator --ops 'softmax*'\n\n\
-    A tensor passes where its error is at most twice that of plain f32 arithmetic plus 2e-6 (f64: 1e-10).\n\
+    A tensor passes where its error is at most twice that of the plain computation plus 1e-10 (f64), 2e-6 (f32),\n\
+    1e-3 (tf32, f16) or 8e-3 (bf16). Plain is the definition in f32, with results rounded where they are stored in 16 bits.\n\
     Exits with 1 where one does not.")]
 pub struct Args {
     #[command(flatten)]
@@ -29,7 +30,8 @@ pub struct Args {
     /// Only ops whose name matches; * stands for anything
     #[arg(long, value_name = "GLOB", default_value = "*")]
     ops: String,
-    /// Precisions: f32, and on the CPU f64
+    /// Precisions: on the CPU f32 and f64; on a GPU or the emulator f32, f16, bf16 and tf32 [default: on the CPU and
+    /// the emulator all, else f32]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     dtype: Vec<String>,
     /// Write all rows as JSON
@@ -75,15 +77,23 @@ fn schedules() -> Vec<(Order, CopyPolicy)> {
 }
 
 fn precisions(args: &Args) -> Result<Vec<Precision>> {
-    let default = if args.device.device == Choice::Cpu { vec!["f32", "f64"] } else { vec!["f32"] };
-    let given: Vec<&str> = args.dtype.iter().map(String::as_str).collect();
-    let list = if given.is_empty() { default } else { given };
-    let parse = |name: &str| match name {
-        "f32" => Ok(Precision::F32),
-        "f64" => Ok(Precision::F64),
-        _ => Err(Error::argument(format!("--dtype {name}"), "is not validated", "give f32, or with --device cpu f64")),
+    let choice = args.device.device;
+    let known: &[Precision] = if choice == Choice::Cpu { &[Precision::F32, Precision::F64] } else { &Precision::GPU };
+    if args.dtype.is_empty() {
+        return Ok(if matches!(choice, Choice::Cpu | Choice::Emulator) {
+            known.to_vec()
+        } else {
+            vec![Precision::F32]
+        });
+    }
+    let names: Vec<&str> = known.iter().map(|p| p.name()).collect();
+    let parse = |name: &String| {
+        known.iter().copied().find(|p| p.name() == name).ok_or_else(|| {
+            let problem = format!("is not validated with --device {choice}");
+            Error::argument(format!("--dtype {name}"), problem, format!("give {}", names.join(", ")))
+        })
     };
-    list.into_iter().map(parse).collect()
+    args.dtype.iter().map(parse).collect()
 }
 
 /// Runs it.
@@ -104,28 +114,28 @@ pub fn main(args: Args) -> Result<Status> {
     if args.sanitize.is_some() && args.device.device != Choice::Emulator {
         return Err(Error::argument("--sanitize", "needs the emulator", "add --device emulator"));
     }
-    let mut rows: Vec<Row> = Vec::new();
+    let (mut rows, mut absent): (Vec<Row>, Vec<Absent>) = (Vec::new(), Vec::new());
     for precision in precisions(&args)? {
-        if args.device.device == Choice::Emulator && precision == Precision::F32 {
-            on_emulator(&args, &entries, &mut rows)?;
+        if args.device.device == Choice::Emulator {
+            absent.extend(on_emulator(&args, precision, &entries, &mut rows)?);
         } else {
             let device = args.device.open(precision)?;
             let once = |_: &Case| -> Vec<Schedule> { vec![(String::new(), Box::new(|| ()))] };
-            validate(&entries, &device, &once, &mut |new| show(&args, new, &mut rows))?;
+            absent.extend(validate(&entries, &device, &once, &mut |new| show(&args, new, &mut rows))?);
         }
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&rows).expect("rows are plain data");
         write_atomically(path, text.as_bytes())?;
     }
-    super::print_line(summary(&entries, &rows))?;
+    super::print_line(summary(&entries, &rows, &absent))?;
     let failed = rows.iter().filter(|r| !r.passed).count();
     let seconds = start.elapsed().as_secs_f64();
     super::print_line(format!("{} passed, {failed} failed in {seconds:.1} s", rows.len() - failed))?;
     Ok(if failed == 0 { Status::Done } else { Status::Failed })
 }
 
-fn on_emulator(args: &Args, entries: &[&Entry], rows: &mut Vec<Row>) -> Result<()> {
+fn on_emulator(args: &Args, precision: Precision, entries: &[&Entry], rows: &mut Vec<Row>) -> Result<Vec<Absent>> {
     if let Some(sanitizer) = args.sanitize {
         reexec_with(sanitizer)?;
     }
@@ -133,10 +143,12 @@ fn on_emulator(args: &Args, entries: &[&Entry], rows: &mut Vec<Row>) -> Result<(
     let options = EmulatorOptions { threads, sanitize: args.sanitize, ..Default::default() };
     let emulator = Arc::new(Emulator::new(options)?);
     let start = Instant::now();
-    let modules: Vec<_> = launched(entries, &Arch::parse_list("sm_80")?)?.into_iter().map(|i| i.module).collect();
+    let items = launched_in(&[precision], entries, &Arch::parse_list("sm_80")?)?;
+    let modules: Vec<_> = items.into_iter().map(|i| i.module).collect();
     emulator.prefetch(&modules)?;
-    eprintln!("{} modules compiled or found in {:.1} s", modules.len(), start.elapsed().as_secs_f64());
-    let device: Arc<dyn Device> = Arc::new(Gpu::new("emulator", emulator.clone()));
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!("{precision}: {} modules compiled or found in {seconds:.1} s", modules.len());
+    let device: Arc<dyn Device> = Arc::new(Gpu::storing(precision, "emulator", emulator.clone()));
     let left_out = Cell::new(0);
     let ways = |case: &Case| -> Vec<Schedule> {
         let all = schedules();
@@ -157,12 +169,12 @@ fn on_emulator(args: &Args, entries: &[&Entry], rows: &mut Vec<Row>) -> Result<(
         };
         chosen.into_iter().map(|way| (label(way), prepare(way))).collect()
     };
-    validate(entries, &device, &ways, &mut |new| show(args, new, rows))?;
+    let absent = validate(entries, &device, &ways, &mut |new| show(args, new, rows))?;
     if left_out.get() > 0 {
         let why = "many blocks of what smaller cases do; they run without --sanitize";
         super::print_line(format!("left out under the sanitizer: {} large cases, {why}", left_out.get()))?;
     }
-    Ok(())
+    Ok(absent)
 }
 
 /// Failures at once, on stdout; everything where asked.
@@ -177,26 +189,36 @@ fn show(args: &Args, new: &[Row], rows: &mut Vec<Row>) {
     rows.extend_from_slice(new);
 }
 
-/// A line an op and dtype: tensors compared, the largest error and how near to its bound one came.
-fn summary(entries: &[&Entry], rows: &[Row]) -> String {
+/// A line an op and dtype: tensors compared, the largest error, how near to its bound one came, and which cases the
+/// dtype does not have.
+fn summary(entries: &[&Entry], rows: &[Row], absent: &[Absent]) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(["op", "dtype", "tensors", "max error", "of its bound", "verdict"]);
-    let mut by_op: BTreeMap<(usize, &str), Vec<&Row>> = BTreeMap::new();
+    let mut by_op: BTreeMap<(usize, &str), (Vec<&Row>, usize)> = BTreeMap::new();
+    let index = |op: &str| entries.iter().position(|e| e.name == op).unwrap_or(usize::MAX);
     for row in rows {
-        let index = entries.iter().position(|e| e.name == row.op).unwrap_or(usize::MAX);
-        by_op.entry((index, row.dtype)).or_default().push(row);
+        by_op.entry((index(&row.op), row.dtype)).or_default().0.push(row);
     }
-    for ((_, dtype), rows) in by_op {
+    for case in absent {
+        by_op.entry((index(&case.op), case.dtype)).or_default().1 += 1;
+    }
+    for ((op, dtype), (rows, absent)) in by_op {
+        let name = entries.get(op).map_or("", |e| e.name);
+        if rows.is_empty() {
+            table.add_row([name, dtype, "0", "", "", &format!("not in {dtype}")]);
+            continue;
+        }
         let most = |f: fn(&Row) -> f64| rows.iter().map(|r| f(r)).fold(0.0, f64::max);
         let failed = rows.iter().filter(|r| !r.passed).count();
+        let verdict = if failed == 0 { "passed".into() } else { format!("{failed} FAILED") };
         table.add_row([
-            rows[0].op.clone(),
+            name.into(),
             dtype.into(),
             rows.len().to_string(),
             format!("{:.1e}", most(|r| r.error)),
             format!("{:.0} %", most(|r| r.error / r.bound) * 100.0),
-            if failed == 0 { "passed".into() } else { format!("{failed} FAILED") },
+            if absent == 0 { verdict } else { format!("{verdict}; {absent} cases not in {dtype}") },
         ]);
     }
     table.to_string()

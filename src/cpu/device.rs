@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 /// Ops in `R`: `Cpu<f32>` computes, `Cpu<f64>` in [`Mode::Definition`] is the oracle.
 pub struct Cpu<R> {
     mode: Mode,
+    rounded_to: Option<Precision>,
     pool: rayon::ThreadPool,
     real: PhantomData<fn() -> R>,
 }
@@ -25,9 +26,29 @@ impl<R: Typed> Cpu<R> {
         Self::with_mode(1, Mode::Definition)
     }
 
+    /// The same, with every [`Kind::Real`] result rounded as a device that stores this precision would: what storing
+    /// alone costs. [`Device::precision`] stays what is computed in.
+    pub fn definition_rounded_to(precision: Precision) -> Self {
+        Cpu { rounded_to: Some(precision).filter(|p| p.is_half()), ..Self::definition() }
+    }
+
     fn with_mode(threads: usize, mode: Mode) -> Self {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads can be started");
-        Cpu { mode, pool, real: PhantomData }
+        Cpu { mode, rounded_to: None, pool, real: PhantomData }
+    }
+
+    /// Rounds what an op has written.
+    ///
+    /// # Safety
+    /// The places lie in live memory that nothing else touches meanwhile.
+    unsafe fn round<'a>(&self, written: impl Iterator<Item = &'a Place>) {
+        let Some(precision) = self.rounded_to else { return };
+        for p in written.filter(|p| p.kind == Kind::Real) {
+            let len = strided::span(&p.shape, &p.strides);
+            // SAFETY: by the caller's word. Between a view's rows lie elements that are rounded already, or not yet set.
+            let all = unsafe { std::slice::from_raw_parts_mut(p.address as *mut R, len) };
+            all.iter_mut().for_each(|x| *x = R::from_f64(precision.round(x.to_f64())));
+        }
     }
 }
 
@@ -65,13 +86,16 @@ unsafe fn read<'a, R: Real>(p: &'a Place) -> Input<'a, R> {
     let len = strided::span(&p.shape, &p.strides);
     match p.kind {
         // SAFETY: by the caller's word.
-        Kind::Real => Input::Real(Ref {
+        Kind::Real | Kind::Full => Input::Real(Ref {
             data: unsafe { std::slice::from_raw_parts(p.address as *const R, len) },
             shape: &p.shape,
             strides: &p.strides,
         }),
         // SAFETY: by the caller's word.
-        Kind::Int => Input::Int(unsafe { std::slice::from_raw_parts(p.address as *const i32, len) }),
+        Kind::Int => {
+            let data = unsafe { std::slice::from_raw_parts(p.address as *const i32, len) };
+            Input::Int(Ref { data, shape: &p.shape, strides: &p.strides })
+        }
     }
 }
 
@@ -149,6 +173,8 @@ impl<R: Typed> Device for Cpu<R> {
             }
         };
         R::op(op).forward_cpu(typed, self.mode);
+        // SAFETY: as above.
+        unsafe { self.round(io.outputs.iter().chain(&io.saved)) };
         Ok(())
     }
 
@@ -167,6 +193,8 @@ impl<R: Typed> Device for Cpu<R> {
             }
         };
         R::op(op).backward_cpu(typed, self.mode);
+        // SAFETY: as above.
+        unsafe { self.round(io.d_inputs.iter().flatten().map(|d| &d.to)) };
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 use crate::cpu::Real;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A tensor that is read. `data` starts at the tensor's first element and ends at its last.
 #[derive(Debug, Clone, Copy)]
@@ -166,6 +167,22 @@ impl<'a, R: Real> Mut<'a, R> {
         let columns = self.shape[self.shape.len() - 1];
         // SAFETY: in range by the assertion, of this tensor's own elements, and exclusive by the caller's word.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns) }
+    }
+
+    /// Some columns of the row at these leading indices.
+    ///
+    /// # Safety
+    /// No other reference to these elements is alive.
+    ///
+    /// # Panics
+    /// If an index or a column is out of range.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, index: &[usize], columns: Range<usize>) -> &'a mut [R] {
+        assert!(index.len() + 1 == self.shape.len() && index.iter().zip(self.shape).all(|(i, n)| i < n));
+        assert!(columns.start <= columns.end && columns.end <= self.shape[index.len()], "columns of the row");
+        let start: usize = index.iter().zip(self.strides).map(|(i, s)| i * s).sum::<usize>() + columns.start;
+        // SAFETY: in range by the assertions, of this tensor's own elements, and exclusive by the caller's word.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), columns.len()) }
     }
 }
 

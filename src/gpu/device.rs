@@ -2,23 +2,49 @@
 
 use super::arguments::Argument;
 use super::driver::{Captured, Driver, Launch, Matmul, Properties};
-use super::kernel::Module;
+use super::kernel::{Module, Source};
 use crate::device::{Device, Precision};
 use crate::error::Result;
-use crate::op::{Backward, Forward, Gradient, Op, Place, Update};
-use crate::ops::matmul;
+use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Update};
+use crate::ops::{matmul, narrow};
 use std::sync::Arc;
 
-/// Executes ops through their kernels, in f32.
+/// Executes ops through their kernels: stores f32, f16 or bf16 and computes in f32.
 pub struct Gpu {
     name: String,
     driver: Arc<dyn Driver>,
+    precision: Precision,
 }
 
 impl Gpu {
-    /// A device on this driver, called `name` (`cuda:0`, `emulator`).
+    /// A device on this driver, called `name` (`cuda:0`, `emulator`), that stores f32.
     pub fn new(name: impl Into<String>, driver: Arc<dyn Driver>) -> Self {
-        Gpu { name: name.into(), driver }
+        Self::storing(Precision::F32, name, driver)
+    }
+
+    /// The same with another precision.
+    ///
+    /// # Panics
+    /// With f64, in which no kernel computes.
+    pub fn storing(precision: Precision, name: impl Into<String>, driver: Arc<dyn Driver>) -> Self {
+        assert!(precision != Precision::F64, "kernels compute in f32");
+        Gpu { name: name.into(), driver, precision }
+    }
+
+    /// What it stores: f32, f16 or bf16. Tensors of [`crate::op::Kind::Real`] are of this type, `real` in kernels.
+    pub fn storage(&self) -> Precision {
+        self.precision.storage()
+    }
+
+    /// Whether attention's products of f32 tensors may be in TF32.
+    pub fn tf32(&self) -> bool {
+        self.precision == Precision::Tf32
+    }
+
+    /// The source specialised to what this device stores: defines STORAGE where that is not f32.
+    pub fn module(&self, source: &Source) -> Module {
+        let module = Module::new(source);
+        if self.storage() == Precision::F32 { module } else { module.define("STORAGE", self.storage()) }
     }
 
     /// The driver underneath.
@@ -53,7 +79,12 @@ impl Gpu {
     pub fn zero(&self, place: &Place) -> Result<()> {
         debug_assert!(crate::cpu::strided::is_contiguous(&place.shape, &place.strides));
         // SAFETY: a place lies in live memory of its plan's device.
-        unsafe { self.driver.fill(place.address, 0, place.numel() * 4) }
+        unsafe { self.driver.fill(place.address, 0, place.numel() * self.bytes(place.kind)) }
+    }
+
+    /// Bytes of an element.
+    pub fn bytes(&self, kind: Kind) -> usize {
+        if kind == Kind::Real { self.precision.bytes() } else { 4 }
     }
 
     /// The place of a contiguous gradient, ready for `+=`: zeroed where nothing has been written yet.
@@ -77,7 +108,7 @@ impl Device for Gpu {
     }
 
     fn precision(&self) -> Precision {
-        Precision::F32
+        self.precision
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
@@ -111,6 +142,10 @@ impl Device for Gpu {
 
     unsafe fn backward(&self, op: &dyn Op, io: &Backward<Place, Place>) -> Result<()> {
         op.backward_gpu(self, io)
+    }
+
+    unsafe fn narrow(&self, from: u64, to: u64, elements: usize) -> Result<()> {
+        narrow::launch(self, from, to, elements)
     }
 
     unsafe fn update(&self, update: &dyn Update, buffers: &[Place]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::kernel::Module;
 use crate::error::Result;
+use crate::precision::Precision;
 
 /// A compiled entry point, valid for the driver that made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,7 +40,7 @@ pub struct Properties {
     pub shared_per_block: u32,
 }
 
-/// A row-major f32 product C ← op(A)·op(B) + β·C.
+/// A row-major product C ← op(A)·op(B) + β·C, summed in f32.
 /// Addresses and leading dimensions as in BLAS, but row-major: op(A) is m×k, op(B) k×n, C m×n.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Matmul {
@@ -67,6 +68,10 @@ pub struct Matmul {
     pub ldc: usize,
     /// β: 0 overwrites (C may hold NaN), 1 accumulates.
     pub beta: f32,
+    /// In what A and B are stored: f32, f16 or bf16.
+    pub factors: Precision,
+    /// In what C is stored: as the factors, or f32.
+    pub product: Precision,
 }
 
 /// Executes kernels and owns device memory. Addresses are plain `u64`; one driver has one stream, in order.

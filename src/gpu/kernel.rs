@@ -30,7 +30,8 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
     ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
-    ("attention.cuh", include_str!("../../kernels/attention.cuh")),
+    ("tiles_f32.cuh", include_str!("../../kernels/tiles_f32.cuh")),
+    ("tiles_mma.cuh", include_str!("../../kernels/tiles_mma.cuh")),
 ];
 
 /// A source with its defines: one compiled module.

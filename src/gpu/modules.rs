@@ -7,35 +7,49 @@ use super::{Gpu, Module};
 use crate::case::Case;
 use crate::error::Result;
 use crate::ops::Entry;
-use crate::validate::run_case;
+use crate::precision::Precision;
+use crate::validate::{lacks, run_case};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Runs the launch code of every case on a recorder that claims to be each architecture.
+/// Runs the launch code of every case, in every precision that it has, on a recorder that claims to be each architecture.
 ///
 /// # Errors
 /// If a case does not record.
 pub fn launched(entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
+    launched_in(&Precision::GPU, entries, archs)
+}
+
+/// The same in some precisions.
+///
+/// # Errors
+/// If a case does not record.
+pub fn launched_in(precisions: &[Precision], entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
     let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
-    for &arch in archs {
-        for case in entries.iter().flat_map(|e| (e.cases)()) {
-            for item in launched_by(&case, arch)? {
-                let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
-                *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
-                *known = item.threads.iter().fold(known.clone(), |all, (e, &n)| all.threads(e, n));
+    for case in entries.iter().flat_map(|e| (e.cases)()) {
+        for &precision in precisions {
+            if lacks(&case, precision)?.is_some() {
+                continue;
+            }
+            for &arch in archs {
+                for item in launched_by(&case, precision, arch)? {
+                    let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
+                    *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
+                    *known = item.threads.iter().fold(known.clone(), |all, (e, &n)| all.threads(e, n));
+                }
             }
         }
     }
     Ok(items.into_values().collect())
 }
 
-/// The same for one case and one architecture.
+/// The same for one case, one precision and one architecture.
 ///
 /// # Errors
 /// If the case does not record.
-pub fn launched_by(case: &Case, arch: Arch) -> Result<Vec<GateItem>> {
+pub fn launched_by(case: &Case, precision: Precision, arch: Arch) -> Result<Vec<GateItem>> {
     let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
-    run_case(case, Arc::new(Gpu::new("recorder", recorder.clone())))?;
+    run_case(case, Arc::new(Gpu::storing(precision, "recorder", recorder.clone())))?;
     let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
     for (module, entry, threads, shared) in recorder.launches() {
         let item = items.entry(module.clone()).or_insert_with(|| GateItem::new(module));

@@ -2,6 +2,7 @@
 
 use super::Target;
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::run_spec::Given;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, SafeTensorError, TensorView};
@@ -27,22 +28,22 @@ pub enum Dtype {
 impl Dtype {
     /// As the command line says it.
     pub fn name(self) -> &'static str {
+        self.precision().name()
+    }
+
+    /// The same among what devices store.
+    pub fn precision(self) -> Precision {
         match self {
-            Dtype::F64 => "f64",
-            Dtype::F32 => "f32",
-            Dtype::F16 => "f16",
-            Dtype::Bf16 => "bf16",
+            Dtype::F64 => Precision::F64,
+            Dtype::F32 => Precision::F32,
+            Dtype::F16 => Precision::F16,
+            Dtype::Bf16 => Precision::Bf16,
         }
     }
 
     /// The nearest value of this dtype, ties to even.
     pub fn round(self, x: f64) -> f64 {
-        match self {
-            Dtype::F64 => x,
-            Dtype::F32 => x as f32 as f64,
-            Dtype::F16 => f16::from_f32(odd(x)).to_f64(),
-            Dtype::Bf16 => bf16::from_f32(odd(x)).to_f64(),
-        }
+        self.precision().round(x)
     }
 
     fn stored(self) -> Stored {
@@ -53,28 +54,6 @@ impl Dtype {
             Dtype::Bf16 => Stored::BF16,
         }
     }
-
-    /// Values as little-endian bytes of this dtype.
-    fn bytes(self, values: &[f64]) -> Vec<u8> {
-        match self {
-            Dtype::F64 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Dtype::F32 => values.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
-            Dtype::F16 => values.iter().flat_map(|&x| f16::from_f32(odd(x)).to_le_bytes()).collect(),
-            Dtype::Bf16 => values.iter().flat_map(|&x| bf16::from_f32(odd(x)).to_le_bytes()).collect(),
-        }
-    }
-}
-
-/// `x` in f32 rounded to odd: where inexact, the neighbour whose last bit is 1. Rounding that to 16 bits equals
-/// rounding `x` itself; through the nearest f32 it would not, where that happens to be a tie.
-fn odd(x: f64) -> f32 {
-    let near = x as f32;
-    if near as f64 == x || near.is_nan() || x.is_infinite() || near.to_bits() & 1 == 1 {
-        return near;
-    }
-    // The bits of one sign are ordered as magnitudes are; an overflow to infinity steps back to the largest finite.
-    let away = (near as f64).abs() < x.abs();
-    f32::from_bits(if away { near.to_bits() + 1 } else { near.to_bits() - 1 })
 }
 
 /// A tensor of a file, and the floating-point dtype that it came in.
@@ -205,7 +184,7 @@ pub struct Written {
 /// # Errors
 /// If the system refuses.
 pub fn write(target: &Target, tensors: &[Written]) -> Result<()> {
-    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.dtype.bytes(&t.values)).collect();
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.dtype.precision().encode(&t.values)).collect();
     let views = tensors.iter().zip(&bytes).map(|(t, bytes)| {
         let view = TensorView::new(t.dtype.stored(), t.shape.clone(), bytes).expect("as many values as the shape says");
         (t.name.as_str(), view)

@@ -3,10 +3,11 @@
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::Result;
-use crate::gpu::{Gpu, Module, Source};
+use crate::gpu::{Gpu, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
+use crate::precision::Precision;
 use rayon::prelude::*;
 
 // SAFETY: each thread touches one element, whose index is below the size that the launch code takes from the places.
@@ -37,6 +38,10 @@ impl Op for Add {
         let n = inputs[0].numel() as f64;
         Cost { forward_flops: n, forward_bytes: 12.0 * n, backward_flops: 0.0, backward_bytes: 12.0 * n }
     }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
+    }
 }
 
 /// Elements of a block on the CPU.
@@ -64,7 +69,7 @@ impl GpuOp for Add {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let (x, y, z) = (io.inputs[0].address, io.inputs[1].address, io.outputs[0].address);
         let n = io.outputs[0].numel();
-        gpu.launch_flat(&Module::new(&SOURCE), "add_forward", n, &[&x, &y, &z, &(n as i64)])
+        gpu.launch_flat(&gpu.module(&SOURCE), "add_forward", n, &[&x, &y, &z, &(n as i64)])
     }
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
@@ -75,7 +80,7 @@ impl GpuOp for Add {
         };
         let ((dx, to_x), (dy, to_y), n) = (target(0), target(1), dz.numel());
         let arguments: &[&dyn crate::gpu::Argument] = &[&dz.address, &dx, &to_x, &dy, &to_y, &(n as i64)];
-        gpu.launch_flat(&Module::new(&SOURCE), "add_backward", n, arguments)
+        gpu.launch_flat(&gpu.module(&SOURCE), "add_backward", n, arguments)
     }
 }
 

@@ -5,9 +5,11 @@
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::Result;
-use crate::gpu::{Gpu, Module, Source};
+use crate::gpu::{Gpu, Source};
 use crate::op::*;
 use crate::ops::Entry;
+use crate::ops::rows::*;
+use crate::precision::Precision;
 
 // SAFETY: each thread touches one element, whose index is below the sizes that the launch code takes from the place.
 const SOURCE: Source = unsafe { Source::new("copy", include_str!("../../kernels/copy.cu"), &["copy_strided"]) };
@@ -25,6 +27,8 @@ impl Op for Copy {
     }
 
     fn contract(&self, inputs: &[&Spec]) -> Result<Contract> {
+        expect_inputs(self.name(), inputs, 1, "x")?;
+        expect(self.name(), "x", inputs[0], Spec::real(inputs[0].shape.clone()))?;
         let outputs = vec![Output::real(inputs[0].shape.clone())];
         Ok(Contract { outputs, backward_reads_inputs: vec![false], ..Default::default() })
     }
@@ -36,6 +40,10 @@ impl Op for Copy {
 
     fn accepts_strides(&self) -> bool {
         true
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
     }
 }
 
@@ -92,7 +100,7 @@ fn launch(gpu: &Gpu, from: &Place, to: &Place, accumulate: bool) -> Result<()> {
     let (n, accumulate) = (to.numel(), accumulate as i32);
     let (from_axes, to_axes) = (four(from), four(to));
     gpu.launch_flat(
-        &Module::new(&SOURCE),
+        &gpu.module(&SOURCE),
         "copy_strided",
         n,
         &[&from.address, &from_axes, &to.address, &to_axes, &(n as i64), &accumulate],

@@ -8,10 +8,11 @@ use crate::case::Case;
 use crate::cpu::Real;
 use crate::cpu::simd::sum;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Launch, Module, Source};
+use crate::gpu::{Gpu, Launch, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
+use crate::precision::Precision;
 use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
 use rayon::prelude::*;
 
@@ -51,12 +52,20 @@ impl Op for CrossEntropy {
         let (rows, _) = rows_and_columns(self.name(), "logits", inputs[0])?;
         let (_, leading) = inputs[0].shape.split_last().expect("at least one axis");
         expect(self.name(), "targets", inputs[1], Spec::int(leading))?;
-        Ok(Contract { outputs: vec![Output::real([1])], saved: vec![vec![rows], vec![1]], ..Default::default() })
+        Ok(Contract {
+            outputs: vec![Output::full([1])],
+            saved: vec![Spec::full([rows]), Spec::full([1])],
+            ..Default::default()
+        })
     }
 
     fn cost(&self, inputs: &[&Spec]) -> Cost {
         let n = inputs[0].numel() as f64;
         Cost { forward_flops: 4.0 * n, forward_bytes: 4.0 * n, backward_flops: 4.0 * n, backward_bytes: 8.0 * n }
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
     }
 }
 
@@ -139,7 +148,7 @@ impl GpuOp for CrossEntropy {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let (logits, targets, lse) = (&io.inputs[0], io.inputs[1].address, io.saved[0].address);
         let (rows, columns) = (io.saved[0].numel(), logits.shape[logits.shape.len() - 1] as i32);
-        let module = Module::new(&SOURCE);
+        let module = gpu.module(&SOURCE);
         gpu.launch(
             &module,
             "cross_entropy_lse",
@@ -161,7 +170,7 @@ impl GpuOp for CrossEntropy {
         let (rows, columns) = (io.saved[0].numel(), logits.shape[logits.shape.len() - 1] as i32);
         let (lse, count) = (io.saved[0].address, io.saved[1].address);
         gpu.launch(
-            &Module::new(&SOURCE),
+            &gpu.module(&SOURCE),
             "cross_entropy_backward",
             launch_rows(rows),
             &[

@@ -7,11 +7,12 @@
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Module, Source};
+use crate::gpu::{Gpu, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
 use crate::philox::Philox;
+use crate::precision::Precision;
 use rayon::prelude::*;
 
 // SAFETY: each index is compared with n, which the launch code takes from the places; rng holds three words by contract.
@@ -50,6 +51,10 @@ impl Op for Dropout {
         let n = inputs[0].numel() as f64;
         Cost { forward_flops: n, forward_bytes: 8.0 * n, backward_flops: n, backward_bytes: 8.0 * n }
     }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
+    }
 }
 
 /// Elements of a block on the CPU; a multiple of 4.
@@ -57,7 +62,7 @@ const BLOCK: usize = 1 << 13;
 
 impl Dropout {
     /// What kept elements are multiplied with. With p = 1 none is.
-    fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         1.0 / (1.0 - self.p)
     }
 
@@ -80,7 +85,7 @@ impl Dropout {
     fn launch(&self, gpu: &Gpu, x: &Place, rng: &Place, y: &Place, accumulate: bool) -> Result<()> {
         let n = x.numel();
         gpu.launch_flat(
-            &Module::new(&SOURCE),
+            &gpu.module(&SOURCE),
             "dropout",
             n.div_ceil(4),
             &[

@@ -7,10 +7,11 @@
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Launch, Module, Source};
+use crate::gpu::{Gpu, Launch, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
+use crate::precision::Precision;
 use rayon::prelude::*;
 
 // SAFETY: positions and columns are compared with the sizes that the launch code takes from the places; tokens lie in
@@ -59,6 +60,7 @@ impl Op for Embedding {
         Ok(Contract {
             outputs: vec![Output::real([*batch, *length, columns])],
             backward_reads_inputs: [true, false, false][..inputs.len()].to_vec(),
+            weights: [false, true, true][..inputs.len()].to_vec(),
             ..Default::default()
         })
     }
@@ -72,6 +74,10 @@ impl Op for Embedding {
             backward_flops: n,
             backward_bytes: 4.0 * (n + table),
         }
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
     }
 }
 
@@ -126,7 +132,7 @@ impl GpuOp for Embedding {
         let (length, columns) = (tokens.shape[1] as i32, table.shape[1] as i32);
         let count = tokens.numel();
         gpu.launch(
-            &Module::new(&SOURCE),
+            &gpu.module(&SOURCE),
             "embedding_forward",
             Launch { grid: [count.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 },
             &[&tokens.address, &table.address, &positions, &io.outputs[0].address, &(count as i64), &length, &columns],
@@ -137,7 +143,7 @@ impl GpuOp for Embedding {
         let Some(dy) = &io.d_outputs[0] else { return Ok(()) };
         let tokens = &io.inputs[0];
         let (count, columns) = (tokens.numel(), dy.shape[2]);
-        let module = Module::new(&SOURCE);
+        let module = gpu.module(&SOURCE);
         if let Some(d) = &io.d_inputs[1] {
             let to = gpu.added(d)?.address;
             let grid = [count.div_ceil(8) as u32, columns.div_ceil(128) as u32, 1];

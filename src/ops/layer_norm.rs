@@ -6,10 +6,11 @@
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Launch, Module, Source};
+use crate::gpu::{Gpu, Launch, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
+use crate::precision::Precision;
 use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
 use rayon::prelude::*;
 
@@ -51,9 +52,10 @@ impl Op for LayerNorm {
         expect(self.name(), "bias", inputs[2], Spec::real([columns]))?;
         Ok(Contract {
             outputs: vec![Output::real(inputs[0].shape.clone())],
-            saved: vec![vec![rows], vec![rows]],
+            saved: vec![Spec::full([rows]), Spec::full([rows])],
             scratch_backward: 2 * partials(rows) * columns,
             backward_reads_inputs: vec![true, true, false],
+            weights: vec![false, true, true],
             ..Default::default()
         })
     }
@@ -61,6 +63,10 @@ impl Op for LayerNorm {
     fn cost(&self, inputs: &[&Spec]) -> Cost {
         let n = inputs[0].numel() as f64;
         Cost { forward_flops: 8.0 * n, forward_bytes: 8.0 * n, backward_flops: 14.0 * n, backward_bytes: 12.0 * n }
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
     }
 }
 
@@ -183,7 +189,7 @@ impl GpuOp for LayerNorm {
         let [x, weight, bias] = [0, 1, 2].map(|i| io.inputs[i].address);
         let (y, mean, rstd) = (io.outputs[0].address, io.saved[0].address, io.saved[1].address);
         gpu.launch(
-            &Module::new(&SOURCE),
+            &gpu.module(&SOURCE),
             "layer_norm_forward",
             launch_rows(rows),
             &[&x, &weight, &bias, &y, &mean, &rstd, &(rows as i64), &(columns as i32), &(self.eps as f32)],
@@ -193,7 +199,7 @@ impl GpuOp for LayerNorm {
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
         let Some(dy) = &io.d_outputs[0] else { return Ok(()) };
         let (rows, columns) = (io.saved[0].numel(), io.inputs[1].numel());
-        let module = Module::new(&SOURCE);
+        let module = gpu.module(&SOURCE);
         let (x, weight, dy) = (io.inputs[0].address, io.inputs[1].address, dy.address);
         let (mean, rstd) = (io.saved[0].address, io.saved[1].address);
         let (long_rows, int_columns) = (rows as i64, columns as i32);

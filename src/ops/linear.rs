@@ -8,17 +8,22 @@ use crate::case::Case;
 use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::{Matrix, Real, Threads};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Launch, Matmul, Module, Source};
+use crate::gpu::{Argument, Gpu, Launch, Matmul, Module, Source};
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
+use crate::precision::Precision;
 use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
 use rayon::prelude::*;
 
 // SAFETY: rows and columns are compared with the sizes that the launch code takes from the places; `sums` holds as many
 // rows as there are blocks.
 const SOURCE: Source = unsafe {
-    Source::new("linear", include_str!("../../kernels/linear.cu"), &["linear_epilogue", "linear_column_sums"])
+    Source::new(
+        "linear",
+        include_str!("../../kernels/linear.cu"),
+        &["linear_epilogue", "linear_column_sums", "linear_sum_partials"],
+    )
 };
 
 /// How a weight lies in memory.
@@ -102,10 +107,11 @@ impl Op for Linear {
         *shape.last_mut().expect("at least one axis") = outputs;
         let gelu = self.gelu.is_some();
         Ok(Contract {
-            saved: if gelu { vec![shape.clone()] } else { vec![] },
+            saved: if gelu { vec![Spec::real(shape.clone())] } else { vec![] },
             outputs: vec![Output::real(shape)],
             scratch_backward: if gelu { rows * outputs } else { 0 } + partials(rows) * outputs,
             backward_reads_inputs: [true, true, false][..inputs.len()].to_vec(),
+            weights: [false, true, true][..inputs.len()].to_vec(),
             ..Default::default()
         })
     }
@@ -121,6 +127,10 @@ impl Op for Linear {
             backward_flops: 2.0 * product,
             backward_bytes: 4.0 * (2.0 * x + 2.0 * w + y + saved),
         }
+    }
+
+    fn precisions(&self) -> &'static [Precision] {
+        Precision::STORED
     }
 }
 
@@ -376,13 +386,13 @@ fn partials(rows: usize) -> usize {
 }
 
 impl Linear {
-    fn module(&self) -> Module {
+    fn module(&self, gpu: &Gpu) -> Module {
         let gelu = match self.gelu {
             None => 0,
             Some(Gelu::Tanh) => 1,
             Some(Gelu::Erf) => 2,
         };
-        Module::new(&SOURCE).define("BIAS", self.bias as i32).define("GELU", gelu)
+        gpu.module(&SOURCE).define("BIAS", self.bias as i32).define("GELU", gelu)
     }
 }
 
@@ -403,6 +413,8 @@ impl GpuOp for Linear {
             c: y.address,
             ldc: s.outputs,
             beta: 0.0,
+            factors: gpu.storage(),
+            product: gpu.storage(),
         })?;
         if !self.bias && self.gelu.is_none() {
             return Ok(());
@@ -411,7 +423,7 @@ impl GpuOp for Linear {
         let slope = io.saved.first().map_or(0, |p| p.address);
         let grid = [s.rows.div_ceil(ROWS) as u32, s.outputs.div_ceil(32) as u32, 1];
         gpu.launch(
-            &self.module(),
+            &self.module(gpu),
             "linear_epilogue",
             Launch { grid, block: [256, 1, 1], shared: 0 },
             &[&y.address, &bias, &slope, &(s.rows as i64), &(s.outputs as i32)],
@@ -430,31 +442,27 @@ impl GpuOp for Linear {
             let parts = partials(s.rows);
             let partial_sums =
                 io.scratch.address + if self.gelu.is_some() { 4 * (s.rows * s.outputs) as u64 } else { 0 };
-            let sum = |from: u64, slope: u64, rows: usize, parts: usize, to: u64, accumulate: bool| {
-                let chunk = rows.div_ceil(parts.max(1));
-                gpu.launch(
-                    &self.module(),
-                    "linear_column_sums",
-                    Launch { grid: [parts as u32, s.outputs.div_ceil(32) as u32, 1], block: [256, 1, 1], shared: 0 },
-                    &[
-                        &from,
-                        &slope,
-                        &dz,
-                        &(rows as i64),
-                        &(s.outputs as i32),
-                        &(chunk as i32),
-                        &to,
-                        &(accumulate as i32),
-                    ],
-                )
+            let (module, columns) = (self.module(gpu), s.outputs as i32);
+            let blocks = |parts: usize| Launch {
+                grid: [parts as u32, s.outputs.div_ceil(32) as u32, 1],
+                block: [256, 1, 1],
+                shared: 0,
+            };
+            let sum = |parts: usize, to: u64, accumulate: bool| {
+                let (rows, chunk) = (s.rows as i64, s.rows.div_ceil(parts.max(1)) as i32);
+                let arguments: [&dyn Argument; 8] =
+                    [&dy.address, &slope, &dz, &rows, &columns, &chunk, &to, &(accumulate as i32)];
+                gpu.launch(&module, "linear_column_sums", blocks(parts), &arguments)
             };
             match d_bias {
-                None => sum(dy.address, slope, s.rows, parts, 0, false)?,
+                None => sum(parts, 0, false)?,
                 // One block even for no rows: the gradient is then written as zeros.
-                Some(d) if parts <= 1 => sum(dy.address, slope, s.rows, 1, d.to.address, d.accumulate)?,
+                Some(d) if parts <= 1 => sum(1, d.to.address, d.accumulate)?,
                 Some(d) => {
-                    sum(dy.address, slope, s.rows, parts, partial_sums, false)?;
-                    sum(partial_sums, 0, parts, 1, d.to.address, d.accumulate)?;
+                    sum(parts, partial_sums, false)?;
+                    let arguments: [&dyn Argument; 5] =
+                        [&partial_sums, &(parts as i32), &columns, &d.to.address, &(d.accumulate as i32)];
+                    gpu.launch(&module, "linear_sum_partials", blocks(1), &arguments)?;
                 }
             }
         }
@@ -473,6 +481,8 @@ impl GpuOp for Linear {
                 c: dx.to.address,
                 ldc: s.inputs,
                 beta: beta(dx.accumulate),
+                factors: gpu.storage(),
+                product: gpu.storage(),
             })?;
         }
         if let Some(dw) = &io.d_inputs[1] {
@@ -493,6 +503,8 @@ impl GpuOp for Linear {
                 c: dw.to.address,
                 ldc: n,
                 beta: beta(dw.accumulate),
+                factors: gpu.storage(),
+                product: Precision::F32,
             })?;
         }
         Ok(())
@@ -545,6 +557,12 @@ fn cases() -> Vec<Case> {
         let y = g.one(op, &[x, w, b])?;
         g.record(op, &[y, w, b])
     });
+    // Parameters, which a 16-bit device keeps in f32 beside what the layer reads.
+    let trained = Case::new("a layer of parameters", |g| {
+        let x = g.normal("x", &[37, 65]);
+        let (w, b) = (g.weight("weight", &[33, 65], 0.1), g.weight("bias", &[33], 1.0));
+        g.record(Linear::TORCH, &[x, w, b])
+    });
     vec![
         case(&[1], 1, OutIn, true, None),
         case(&[37, 65], 1, InOut, true, Some(Gelu::Erf)),
@@ -560,5 +578,6 @@ fn cases() -> Vec<Case> {
         case(&[600, 5], 7, InOut, true, Some(Gelu::Erf)),
         case(&[3, 300], 300, InOut, true, Some(Gelu::Erf)),
         twice,
+        trained,
     ]
 }

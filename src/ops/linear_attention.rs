@@ -163,7 +163,7 @@ impl Op for LinearAttention {
         let unit = s.batch * s.kv_heads * gpu::state_len(&s);
         Ok(Contract {
             outputs: vec![s.output()],
-            saved: vec![vec![s.batch, s.heads, s.queries, 1], vec![unit * segments.keys]],
+            saved: vec![Spec::full([s.batch, s.heads, s.queries, 1]), Spec::full([unit * segments.keys])],
             scratch_backward: unit * segments.queries + 2 * s.batch * s.heads * s.queries,
             backward_reads_outputs: vec![true],
             ..Default::default()

@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::gpu::{Gpu, Launch, Matmul, Module, Source};
+use crate::precision::Precision;
 
 // SAFETY: rows and columns are compared with m, n and k before each load and store; the launch code takes those and the
 // leading dimensions from the product, whose matrices lie in live places.
@@ -13,8 +14,11 @@ const TILE: usize = 64;
 
 /// Launches the product.
 pub fn launch(gpu: &Gpu, p: &Matmul) -> Result<()> {
-    let module =
+    let mut module =
         Module::new(&SOURCE).define("TRANSPOSE_A", p.transpose_a as i32).define("TRANSPOSE_B", p.transpose_b as i32);
+    if p.factors != Precision::F32 {
+        module = module.define("STORAGE", p.factors).define("PRODUCT", p.product);
+    }
     // Tiles along x, as rows may be many; y carries the columns.
     let grid = [p.m.div_ceil(TILE) as u32, p.n.div_ceil(TILE) as u32, 1];
     let launch = Launch { grid, block: [256, 1, 1], shared: 0 };

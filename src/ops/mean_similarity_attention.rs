@@ -82,7 +82,7 @@ impl Op for MeanSimilarityAttention {
         let numel = |shape: [usize; 4]| shape.iter().product::<usize>();
         Ok(Contract {
             outputs: vec![s.output()],
-            saved: vec![queries.into(), keys.into(), queries[..3].into()],
+            saved: vec![Spec::full(queries), Spec::full(keys), Spec::full(&queries[..3])],
             // delta, and the gradients of both means.
             scratch_backward: 2 * numel(queries) + numel(keys),
             // Of q and k, only the means.
@@ -140,7 +140,8 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
     fn forward_cpu(&self, mut io: ForwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
         let sizes = self.sizes_of_means([q.shape, k.shape, v.shape]);
-        let problem = cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()) };
+        let problem =
+            cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()), features: None };
         let shapes = mean_shapes(&sizes);
         let strides = shapes.map(|s| contiguous_strides(&s));
         let [mean_q, mean_k, lse] = &mut io.saved[..] else { panic!("three tensors are saved") };
@@ -154,7 +155,8 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
     fn backward_cpu(&self, mut io: BackwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
         let sizes = self.sizes_of_means([q.shape, k.shape, v.shape]);
-        let problem = cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()) };
+        let problem =
+            cpu::Problem { sizes, scale: self.scale(), lengths: io.inputs.get(3).map(|l| l.ints()), features: None };
         let shapes = mean_shapes(&sizes);
         let strides = shapes.map(|s| contiguous_strides(&s));
         let d_means = [0, 1].map(|i| io.d_inputs[i].map(|_| vec![R::ZERO; shapes[i].iter().product()]));
@@ -164,20 +166,18 @@ impl<R: Real> CpuOp<R> for MeanSimilarityAttention {
             let raw = |d: &mut Vec<R>| unsafe { Mut::from_raw(d.as_mut_ptr(), &shapes[i], &strides[i]) };
             to.as_mut().map(|d| Gradient { to: raw(d), accumulate: false })
         };
-        cpu::backward(
-            &problem,
-            io.saved[0].real(),
-            io.saved[1].real(),
+        let from = cpu::Saved {
+            q: io.saved[0].real(),
+            k: io.saved[1].real(),
             v,
-            io.outputs[0].real(),
-            io.saved[2].all(),
-            io.d_outputs[0].map(|d| d.real()),
-            None,
-            gradient(0, &mut dq),
-            gradient(1, &mut dk),
-            io.d_inputs[2].take(),
-            mode,
-        );
+            out: io.outputs[0].real(),
+            lse: io.saved[2].all(),
+            d_out: io.d_outputs[0].map(|d| d.real()),
+            d_lse: None,
+        };
+        let (d_mean_q, d_mean_k) = (gradient(0, &mut dq), gradient(1, &mut dk));
+        let to = cpu::Gradients { dq: d_mean_q, dk: d_mean_k, dv: io.d_inputs[2].take(), d_bias: None };
+        cpu::backward(&problem, &from, &to, mode);
         for (means, to) in [(dq, &io.d_inputs[0]), (dk, &io.d_inputs[1])] {
             if let (Some(means), Some(to)) = (means, to) {
                 spread(&means, to);
@@ -211,24 +211,24 @@ fn launch_spread(gpu: &Gpu, d_means: u64, dx: &Gradient<Place>) -> Result<()> {
 impl MeanSimilarityAttention {
     fn launcher(&self, inputs: &[Place]) -> Launcher {
         let sizes = self.sizes_of_means([&inputs[0].shape, &inputs[1].shape, &inputs[2].shape]);
-        Launcher { sizes, scale: self.scale() as f32, lengths: inputs.get(3).map_or(0, |p| p.address) }
+        Launcher::plain(sizes, self.scale(), inputs.get(3).map_or(0, |p| p.address))
     }
 }
 
 impl GpuOp for MeanSimilarityAttention {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let launcher = self.launcher(&io.inputs);
-        let shapes = mean_shapes(&launcher.sizes);
+        let shapes = mean_shapes(launcher.sizes());
         let [mean_q, mean_k, lse] = [0, 1, 2].map(|i| io.saved[i].address);
         launch_row_means(gpu, &io.inputs[0], mean_q)?;
         launch_row_means(gpu, &io.inputs[1], mean_k)?;
         let (q, k) = (view_of_means(mean_q, shapes[0]), view_of_means(mean_k, shapes[1]));
-        launcher.forward(gpu, q, k, View::of(&io.inputs[2]), View::of(&io.outputs[0]), lse)
+        launcher.forward(gpu, q, k, View::of(&io.inputs[2]), View::of(&io.outputs[0]), lse, 0)
     }
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
         let launcher = self.launcher(&io.inputs);
-        let shapes = mean_shapes(&launcher.sizes);
+        let shapes = mean_shapes(launcher.sizes());
         let q = view_of_means(io.saved[0].address, shapes[0]);
         let k = view_of_means(io.saved[1].address, shapes[1]);
         let queries = 4 * shapes[0].iter().product::<usize>() as u64;
@@ -243,6 +243,7 @@ impl GpuOp for MeanSimilarityAttention {
             (View::of_option(io.d_outputs[0].as_ref()), 0),
             delta,
             [d_mean(0), d_mean(1), dv],
+            None,
         )?;
         for (d_means, to) in d_means.into_iter().zip(&io.d_inputs) {
             if let Some(to) = to {

@@ -12,6 +12,7 @@ pub mod linear_attention;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
+pub mod narrow;
 pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;

@@ -21,6 +21,7 @@ mod cases;
 pub mod cpu;
 mod gpu;
 mod run;
+mod tiles;
 
 use crate::cpu::Real;
 use crate::error::{Error, Result};
@@ -28,6 +29,7 @@ use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::attention::Sizes;
 use crate::ops::dropout::Dropout;
+use crate::precision::Precision;
 pub(crate) use gpu::Launcher;
 
 /// An input after q, k and v.
@@ -229,7 +231,7 @@ impl Op for SoftmaxAttention {
 
     fn contract(&self, inputs: &[&Spec]) -> Result<Contract> {
         let s = self.sizes(inputs)?;
-        let mut outputs = vec![s.output(), Output::real([s.batch, s.heads, s.queries])];
+        let mut outputs = vec![s.output(), Output::full([s.batch, s.heads, s.queries])];
         if self.weights {
             outputs.push(Output::real([s.batch, s.heads, s.queries, s.keys]));
         }
@@ -260,31 +262,61 @@ impl Op for SoftmaxAttention {
     fn accepts_strides(&self) -> bool {
         true
     }
+
+    fn precisions(&self) -> &'static [Precision] {
+        &Precision::GPU
+    }
 }
 
 impl<R: Real> CpuOp<R> for SoftmaxAttention {
     fn forward_cpu(&self, mut io: ForwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
+        let problem = self.problem(&io.inputs);
         let lse = io.outputs[1].contiguous();
-        let problem = problem(self, &io.inputs);
         cpu::forward(&problem, q, k, v, &io.outputs[0], lse, mode);
+        if let Some(weights) = io.outputs.get_mut(2) {
+            cpu::weights(&problem, q, k, lse, weights.contiguous(), mode);
+        }
     }
 
     fn backward_cpu(&self, mut io: BackwardCpu<R>, mode: Mode) {
         let [q, k, v] = [0, 1, 2].map(|i| io.inputs[i].real());
         let mut gradient = |i: usize| io.d_inputs[i].take();
         let (dq, dk, dv) = (gradient(0), gradient(1), gradient(2));
-        let d_out = io.d_outputs[0].map(|d| d.real());
-        let d_lse = io.d_outputs[1].map(|d| d.all());
-        let (out, lse) = (io.outputs[0].real(), io.outputs[1].all());
-        cpu::backward(&problem(self, &io.inputs), q, k, v, out, lse, d_out, d_lse, dq, dk, dv, mode);
+        let to = cpu::Gradients { dq, dk, dv, d_bias: self.place_of(Extra::Bias).and_then(gradient) };
+        let from = cpu::Saved {
+            q,
+            k,
+            v,
+            out: io.outputs[0].real(),
+            lse: io.outputs[1].all(),
+            d_out: io.d_outputs[0].map(|d| d.real()),
+            d_lse: io.d_outputs[1].map(|d| d.all()),
+        };
+        cpu::backward(&self.problem(&io.inputs), &from, &to, mode);
     }
 }
 
-fn problem<'a, R: Real>(op: &SoftmaxAttention, inputs: &[Input<'a, R>]) -> cpu::Problem<'a> {
-    let (q, k, v) = (inputs[0].real(), inputs[1].real(), inputs[2].real());
-    let specs = [q, k, v].map(|x| Spec::real(x.shape));
-    let sizes = Sizes::of(ENTRY.name, &[&specs[0], &specs[1], &specs[2]], op.causal).expect("checked when recorded");
-    let lengths = op.place_of(Extra::KeyLengths).map(|i| inputs[i].ints());
-    cpu::Problem { sizes, scale: op.scale(sizes.key_dim), lengths }
+impl SoftmaxAttention {
+    fn problem<'a, R: Real>(&self, inputs: &[Input<'a, R>]) -> cpu::Problem<'a, R> {
+        let specs = [0, 1, 2].map(|i| Spec::real(inputs[i].real().shape));
+        let sizes = Sizes::of(ENTRY.name, &specs.each_ref(), self.causal).expect("checked when recorded");
+        let input = |extra: Extra| self.place_of(extra).map(|i| inputs[i]);
+        let ints = |extra: Extra| input(extra).map(|x| x.ints());
+        let plain = self.window.is_none()
+            && self.softcap.is_none()
+            && !self.weights
+            && self.extras.iter().all(|&e| e == Extra::KeyLengths);
+        let features = cpu::features::Features {
+            window: self.window,
+            softcap: self.softcap,
+            slopes: input(Extra::AlibiSlopes).map(|x| x.all()),
+            sequences: ints(Extra::CuSeqlensQ).zip(ints(Extra::CuSeqlensK)),
+            mask: input(Extra::Mask).map(|x| x.int_tensor()),
+            bias: input(Extra::Bias).map(|x| x.real()),
+            dropout: self.dropout.zip(ints(Extra::Rng)),
+        };
+        let features = if plain { None } else { Some(features) };
+        cpu::Problem { sizes, scale: self.scale(sizes.key_dim), lengths: ints(Extra::KeyLengths), features }
+    }
 }

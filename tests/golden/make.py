@@ -139,4 +139,61 @@ save("multi-head-apart", "multi-head-attention", "--num-heads 2", {
     "q_proj_weight": torch.randn(8, 8), "k_proj_weight": torch.randn(8, 3), "v_proj_weight": torch.randn(8, 6),
     "in_proj_bias": torch.randn(24), "out_proj.weight": torch.randn(8, 8), "out_proj.bias": torch.randn(8),
 }, multi_head(2))
+
+
+def featured(window=None, causal=False, softcap=None, slopes=None, sequences=None):
+    """Softmax attention with what changes scores and hides keys; a bias of -inf hides one too."""
+    def compute(q, k, v, mask=None, bias=None, key_lengths=None, **others):
+        t, s = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        diagonal, seen = t + k.shape[2] - q.shape[2], torch.ones(q.shape[2], k.shape[2], dtype=torch.bool)
+        if sequences:
+            of_q, of_k = map(torch.tensor, sequences)
+            n = torch.searchsorted(of_q, t, right=True) - 1
+            diagonal, seen = t - of_q[n + 1] + of_k[n + 1], (of_k[n] <= s) & (s < of_k[n + 1])
+        seen = seen & (s <= diagonal) if causal else seen
+        if window:
+            seen = seen & (s >= diagonal - window[0]) & (s <= diagonal + window[1])
+        seen = seen.expand(q.shape[0], q.shape[1], *seen.shape)
+        if key_lengths is not None:
+            seen = seen & (s < key_lengths[:, None, None, None])
+        kk, vv = grouped(q, k, v)
+        scores = q @ kk.mT * q.shape[-1] ** -0.5
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        if slopes is not None:
+            scores = scores - slopes[:, None, None] * (diagonal - s).abs()
+        if bias is not None:
+            scores, seen = scores + bias, seen & (bias > -math.inf)
+        if mask is not None:
+            seen = seen & mask
+        hidden = ~seen.any(-1, keepdim=True)
+        # A row of nothing but -inf has a NaN for a gradient: let it be zeros, and discard it.
+        scores = scores.masked_fill(~seen, -math.inf).masked_fill(hidden, 0.0)
+        lse = scores.logsumexp(-1).masked_fill(hidden.squeeze(-1), -math.inf)
+        weights = scores.softmax(-1).masked_fill(hidden, 0.0)
+        return {"out": weights @ vv, "lse": lse, "weights": weights}
+    return compute
+
+
+standard = lambda heads: 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+some = lambda *shape: torch.rand(shape) > 0.3
+few = torch.randn(1, 2, 5, 9)
+few[few < -1] = -math.inf
+few[..., 2, :] = -math.inf
+nothing = some(2, 1, 5, 9)
+nothing[:, :, 1] = False
+packed = ([0, 3, 3, 7], [0, 4, 6, 9])
+for name, flags, inputs, options in [
+    ("window", "--window 3,1", qkv(2, 2, 1, 7, 9, 3, 2), dict(window=(3, 1))),
+    ("softcap", "--softcap 0.8", qkv(2, 2, 1, 5, 9, 3, 2), dict(softcap=0.8)),
+    ("alibi", "--alibi --causal", qkv(1, 4, 2, 5, 9, 3, 2), dict(slopes=standard(4), causal=True)),
+    ("bias", "", qkv(2, 2, 1, 5, 9, 3, 2) | {"bias": few}, {}),
+    ("mask", "", qkv(2, 2, 2, 5, 9, 3, 2) | {"mask": nothing}, {}),
+    ("packed", "--causal", qkv(1, 2, 1, 7, 9, 3, 2)
+     | dict(zip(("cu_seqlens_q", "cu_seqlens_k"), map(torch.tensor, packed))), dict(sequences=packed, causal=True)),
+    ("features", "--causal --window 4,0 --softcap 2 --alibi", qkv(2, 2, 1, 5, 9, 3, 2, lengths=[9, 7])
+     | {"bias": torch.randn(2, 1, 1, 9), "mask": some(1, 2, 5, 9)},
+     dict(causal=True, window=(4, 0), softcap=2.0, slopes=standard(2))),
+]:
+    save(f"softmax-{name}", "softmax-attention", (flags + " --weights").strip(), inputs, featured(**options))
 print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")

@@ -102,19 +102,3 @@ KERNEL(different_products, 64)(float* out) {
     }
     out[threadIdx.x] = d[0];
 }
-
-// --- Time ---------------------------------------------------------------------------------------
-
-KERNEL(many_products, 128)(float* out, int times) {
-    SHARED(uint32_t, rows, 128);
-    for (int i = threadIdx.x; i < 128; i += blockDim.x) rows[i] = 0x3c003c00u;
-    __syncthreads();
-    float d[4] = {};
-    uint32_t a[4] = {}, b[2] = {};
-    for (int i = 0; i < times; ++i) {
-        if (i % 16 == 0) ldmatrix_x4(a, rows + 4 * (threadIdx.x % 32));
-        if (i % 2 == 0) ldmatrix_x2(b, rows + 4 * (threadIdx.x % 32));
-        mma_16x8x16<real>(d, a, b);
-    }
-    out[blockIdx.x * blockDim.x + threadIdx.x] = d[0] + d[3];
-}

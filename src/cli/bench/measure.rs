@@ -10,6 +10,7 @@ use crate::ops::Entry;
 use crate::ops::copy::Copy;
 use crate::philox::Philox;
 use crate::plan::{Plan, PlanOptions};
+use crate::precision::Precision;
 use rayon::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +22,7 @@ const MOST_SAMPLES: usize = 200;
 pub struct Setting {
     /// Where.
     pub device: Arc<dyn Device>,
-    /// What inputs and outputs are rounded to.
+    /// What inputs and outputs are rounded to, or stored in.
     pub dtype: Dtype,
     /// What is timed.
     pub direction: Direction,
@@ -77,6 +78,11 @@ pub fn normal(stream: u32, n: usize, dtype: Dtype) -> Vec<f64> {
 }
 
 impl Setting {
+    /// The dtype's name, with `tf32` for products.
+    pub fn dtype(&self) -> &'static str {
+        if self.device.precision() == Precision::Tf32 { Precision::Tf32.name() } else { self.dtype.name() }
+    }
+
     /// The variant recorded on q, k and v of this length: the graph, the inputs, the output.
     ///
     /// # Errors
@@ -225,7 +231,7 @@ impl Flush {
         if !device.name().starts_with("cuda") {
             return Ok(None);
         }
-        // 256 MiB in and out: several times the largest L2.
+        // 128 MiB or more, in and out: several times the largest L2.
         let mut graph = Graph::new();
         let x = graph.input("x", &[1 << 14, 1 << 12]);
         let y = graph.one(Copy, &[x])?;

@@ -7,9 +7,8 @@ mod plot;
 mod report;
 mod roofline;
 
-use super::device::DeviceArgs;
+use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
-use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::io::tensors::Dtype;
@@ -78,9 +77,13 @@ pub struct Args {
     /// Let each query see only the keys up to its own position
     #[arg(long)]
     causal: bool,
-    /// What inputs and outputs are rounded to; where a device has no arithmetic of 16 bits, it computes in f32
+    /// What tensors are stored in on a GPU or the emulator, and inputs and outputs rounded to on the CPU; arithmetic is
+    /// f32 in 16 bits too
     #[arg(long, value_enum, default_value_t = Dtype::F32, hide_possible_values = true, value_name = "f64|f32|f16|bf16")]
     dtype: Dtype,
+    /// On a GPU or the emulator: products of f32 tensors in TF32, in the variants that can
+    #[arg(long)]
+    tf32: bool,
     /// What to time; `both`: one forward with its backward
     #[arg(long, value_enum, default_value_t = Direction::Forward, hide_possible_values = true)]
     #[arg(value_name = "forward|backward|both")]
@@ -186,14 +189,39 @@ fn is_linear(setting: &Setting, entry: &Entry) -> bool {
     flops(1 << 17) < 3.0 * flops(1 << 16)
 }
 
+/// The entries that have kernels for what the device stores. One that was asked for and has none is an error; of the
+/// others stderr says so.
+fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) -> Result<Vec<&'static Entry>> {
+    let mut list = Vec::new();
+    for entry in entries {
+        let (graph, ..) = setting.record(entry, 1)?;
+        let checked = match args.tf32 {
+            true => check_tf32(&graph, &*setting.device),
+            false => graph.check(setting.device.precision()),
+        };
+        match checked {
+            Ok(()) => list.push(entry),
+            Err(e) if !args.variants.is_empty() => return Err(e),
+            Err(e) => eprintln!("{} is left out: {e}", entry.name),
+        }
+    }
+    if list.is_empty() {
+        return Err(Error::argument(
+            "--dtype",
+            "no variant has kernels for it here",
+            "use --dtype f32, or --device cpu",
+        ));
+    }
+    Ok(list)
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// If an option does not fit, the device or its memory is missing, or a file cannot be written; and when interrupted.
 pub fn main(args: Args) -> Result<Status> {
-    let entries = chosen(&args.variants)?;
-    let precision = if args.dtype == Dtype::F64 { Precision::F64 } else { Precision::F32 };
-    let device = args.device.open(precision)?;
+    let mut entries = chosen(&args.variants)?;
+    let device = args.device.open(stored(args.dtype, args.tf32)?)?;
     let threads = args.device.threads.map(usize::from);
     let files = Files::new(&args)?;
     let mut lengths: Vec<usize> = match device.name().as_str() {
@@ -226,6 +254,7 @@ pub fn main(args: Args) -> Result<Status> {
 
     let (dtype, direction, causal) = (args.dtype, args.direction, args.causal);
     let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal };
+    entries = with_kernels(&setting, entries, &args)?;
     let linear: Vec<&str> = entries.iter().filter(|e| is_linear(&setting, e)).map(|e| e.name).collect();
     let is_linear = |name: &str| linear.contains(&name);
     let place = devices::describe(&setting.device.name(), threads);
@@ -281,7 +310,7 @@ pub fn main(args: Args) -> Result<Status> {
 
 fn subtitle(s: &Setting) -> String {
     let mask = if s.causal { "causal" } else { "no mask" };
-    let dtype = s.dtype.name();
+    let dtype = s.dtype();
     format!("batch {} · {} heads of size {} · {mask} · {dtype} · median of repeated runs", s.batch, s.heads, s.head_dim)
 }
 
@@ -387,7 +416,7 @@ impl Bench<'_> {
             variant,
             direction: s.direction.name(),
             device: s.device.name(),
-            dtype: s.dtype.name(),
+            dtype: s.dtype(),
             batch: s.batch,
             heads: s.heads,
             length,

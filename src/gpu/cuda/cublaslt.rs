@@ -1,4 +1,4 @@
-//! Large f32 matrix products by cuBLASLt, where its library is on the machine. Descriptors and the heuristic's choice
+//! Large matrix products by cuBLASLt, where its library is on the machine. Descriptors and the heuristic's choice
 //! are kept by shape: finding them takes longer than a small product itself.
 
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use cudarc::driver::sys::CUstream;
 
 use super::{devices, library};
 use crate::gpu::driver::Matmul;
+use crate::precision::Precision;
 
 /// Whether the library is there; cudarc panics where it is called without.
 pub(super) fn present() -> bool {
@@ -44,6 +45,8 @@ struct Shape {
     k: usize,
     leading: [usize; 3],
     transpose: [bool; 2],
+    // In what a and b, and c, are stored.
+    types: [sys::cudaDataType; 2],
     // Of a, b and c: the heuristic would count on 256 bytes otherwise, and views start anywhere.
     alignment: [u32; 3],
 }
@@ -67,6 +70,15 @@ impl Shape {
             Stored { rows, columns, leading, transposed }
         };
         [stored(n, k, ldb, transpose_b), stored(k, m, lda, transpose_a), stored(n, m, ldc, false)]
+    }
+}
+
+fn data_type(precision: Precision) -> sys::cudaDataType {
+    match precision {
+        Precision::F64 => sys::cudaDataType::CUDA_R_64F,
+        Precision::F32 | Precision::Tf32 => sys::cudaDataType::CUDA_R_32F,
+        Precision::F16 => sys::cudaDataType::CUDA_R_16F,
+        Precision::Bf16 => sys::cudaDataType::CUDA_R_16BF,
     }
 }
 
@@ -122,6 +134,7 @@ impl CublasLt {
             k: product.k,
             leading: [product.lda, product.ldb, product.ldc],
             transpose: [product.transpose_a, product.transpose_b],
+            types: [data_type(product.factors), data_type(product.product)],
             alignment: [alignment(product.a), alignment(product.b), alignment(product.c)],
         };
         let mut prepared = self.prepared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -157,22 +170,25 @@ impl CublasLt {
     }
 
     fn prepare(&self, shape: &Shape) -> Result<Prepared, CublasError> {
-        let f32_type = sys::cudaDataType::CUDA_R_32F;
-        let layout = |stored: Stored| {
-            result::create_matrix_layout(f32_type, stored.rows as u64, stored.columns as u64, stored.leading as i64)
+        let layout = |stored: Stored, data_type: sys::cudaDataType| {
+            result::create_matrix_layout(data_type, stored.rows as u64, stored.columns as u64, stored.leading as i64)
         };
         let mut prepared = Prepared {
-            // Full f32: no TF32, whatever the device has.
-            product: result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32_type)?,
+            // Summed in full f32, whatever is stored: no TF32, whatever the device has.
+            product: result::create_matmul_desc(
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cudaDataType::CUDA_R_32F,
+            )?,
             left: std::ptr::null_mut(),
             right: std::ptr::null_mut(),
             result: std::ptr::null_mut(),
             algorithm: None,
         };
         let [left, right, product] = shape.in_columns();
-        prepared.left = layout(left)?;
-        prepared.right = layout(right)?;
-        prepared.result = layout(product)?;
+        let [factors, stored] = shape.types;
+        prepared.left = layout(left, factors)?;
+        prepared.right = layout(right, factors)?;
+        prepared.result = layout(product, stored)?;
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         for (attribute, transposed) in [
             (Attribute::CUBLASLT_MATMUL_DESC_TRANSA, left.transposed),
@@ -272,8 +288,9 @@ mod tests {
             let ldc = n + 2;
             let a: Vec<f32> = (0..40).map(|i| (i * i % 7) as f32).collect();
             let b: Vec<f32> = (0..40).map(|i| (i * i % 11) as f32).collect();
-            let shape =
-                Shape { m, n, k, leading: [lda, ldb, ldc], transpose: [transpose_a, transpose_b], alignment: [256; 3] };
+            let types = [Precision::F32; 2].map(data_type);
+            let (leading, transpose) = ([lda, ldb, ldc], [transpose_a, transpose_b]);
+            let shape = Shape { m, n, k, leading, transpose, types, alignment: [256; 3] };
             let [left, right, result] = shape.in_columns();
             for i in 0..m {
                 for j in 0..n {

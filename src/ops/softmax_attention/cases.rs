@@ -1,5 +1,7 @@
 //! Validation cases.
 
+mod features;
+
 use super::{Extra, SoftmaxAttention};
 use crate::case::Case;
 use crate::graph::{Graph, Tensor};
@@ -7,6 +9,13 @@ use crate::ops::attention::{Shape, attention_case};
 
 /// One covering list: each awkward size, mask and layout at least once, alone and beside others.
 pub(super) fn cases() -> Vec<Case> {
+    let mut cases = plain_cases();
+    cases.extend(features::cases());
+    cases
+}
+
+/// Without features.
+fn plain_cases() -> Vec<Case> {
     let case = |heads, lengths, dims, causal, key_lengths: &'static [i32]| {
         let record = move |g: &mut Graph, inputs: &[Tensor]| {
             let extras = inputs.get(3).map(|_| Extra::KeyLengths).into_iter().collect();

@@ -1,86 +1,199 @@
 //! Launches of `kernels/softmax_attention.cu`.
 
+use super::tiles::{Tile, Tiles};
 use super::{ENTRY, Extra, SoftmaxAttention};
-use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Launch, Module, Source, View};
+use crate::error::Result;
+use crate::gpu::{Argument, Gpu, Launch, Source, View};
 use crate::op::*;
 use crate::ops::attention::{KernelSizes, Sizes};
+use bytemuck::{Pod, Zeroable};
 
-const ENTRIES: &[&str] =
-    &["softmax_attention_forward", "softmax_attention_delta", "softmax_attention_dq", "softmax_attention_dkdv"];
+const ENTRIES: &[&str] = &[
+    "softmax_attention_forward",
+    "softmax_attention_delta",
+    "softmax_attention_dq",
+    "softmax_attention_dkdv",
+    "softmax_attention_dbias",
+    "softmax_attention_weights",
+    "softmax_attention_merge",
+];
 
-// SAFETY: rows and columns are compared with the sizes before each access; those come from the places themselves, and
-// lengths are clamped to the number of keys.
+// SAFETY: rows and columns are compared with the sizes before each access; those come from the places themselves,
+// lengths are clamped to the number of keys, and cu_seqlens are checked where they come in.
 const SOURCE: Source =
     unsafe { Source::new("softmax_attention", include_str!("../../../kernels/softmax_attention.cu"), ENTRIES) };
 
 /// Elements of scratch on a GPU, in forward and in backward.
-pub(super) fn scratch(_: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
-    (0, s.batch * s.heads * s.queries) // delta
+pub(super) fn scratch(op: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
+    let rows = s.batch * s.heads * s.queries;
+    let parts = match splits(op, s) {
+        1 => 0,
+        n => n * rows * (s.value_dim + 1), // out and lse of each part
+    };
+    (parts, rows) // delta
 }
 
-/// What the kernels do not do yet.
-fn refuse_features(op: &SoftmaxAttention, gpu: &Gpu) -> Result<()> {
-    let features = [
-        (op.window.is_some(), "a window"),
-        (op.softcap.is_some(), "softcap"),
-        (op.dropout.is_some(), "dropout of the weights"),
-        (op.weights, "the weights as an output"),
-        (op.has(Extra::CuSeqlensQ), "packed sequences"),
-        (op.has(Extra::Mask), "a mask"),
-        (op.has(Extra::Bias), "a bias"),
-        (op.has(Extra::AlibiSlopes), "ALiBi"),
-    ];
-    match features.iter().find(|(there, _)| *there) {
-        None => Ok(()),
-        Some((_, feature)) => {
-            let problem = format!("`{}` has no kernel with {feature} yet", ENTRY.name);
-            Err(Error::device(gpu.name(), problem, "use --device cpu"))
-        }
-    }
+/// Among how many blocks the keys are split: as many as fill a large GPU where queries and heads do not, and no part
+/// under 256 keys. By shape alone, so that results do not depend on the device's size.
+fn splits(op: &SoftmaxAttention, s: &Sizes) -> usize {
+    const BLOCKS: usize = 128;
+    let blocks = s.batch * s.heads * s.queries.div_ceil(64);
+    op.splits.unwrap_or_else(|| (BLOCKS / blocks.max(1)).min(s.keys / 256).max(1))
+}
+
+/// Bits of the define FEATURES: what changes scores or hides keys, besides causality and key lengths.
+mod features {
+    pub const SOFTCAP: u32 = 1;
+    pub const ALIBI: u32 = 2;
+    pub const BIAS: u32 = 4;
+    pub const MASK: u32 = 8;
+    pub const WINDOW: u32 = 16;
+    pub const DROPOUT: u32 = 32;
+    pub const PACKED: u32 = 64;
+}
+
+/// `Options` of the kernels.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Options {
+    lengths: u64,
+    starts_q: u64,
+    starts_k: u64,
+    rng: u64,
+    mask: u64,
+    bias: u64,
+    slopes: u64,
+    mask_strides: [i64; 3],
+    bias_strides: [i64; 3],
+    scale: f32,
+    softcap: f32,
+    drop: f32,
+    keep: f32,
+    left: i32,
+    right: i32,
+    sequences: i32,
+    stream: u32,
+}
+
+/// Strides of (B, H, T, S), 0 along the axes that are broadcast.
+fn broadcast(place: &Place) -> [i64; 3] {
+    [0, 1, 2].map(|axis| if place.shape[axis] == 1 { 0 } else { place.strides[axis] as i64 })
 }
 
 /// What a launch needs to know, besides where the tensors lie.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Launcher {
-    /// Sizes.
-    pub sizes: Sizes,
-    /// Factor of the scores.
-    pub scale: f32,
-    /// Address of key_lengths, or 0.
-    pub lengths: u64,
+    sizes: Sizes,
+    options: Options,
+    features: u32,
+    splits: usize,
 }
 
-/// Rows and columns of a tile of scores, in `kernels/attention.cuh`.
-const TILE: usize = 64;
-
 impl Launcher {
+    /// Without features.
+    pub fn plain(sizes: Sizes, scale: f64, lengths: u64) -> Launcher {
+        let options = Options { scale: scale as f32, lengths, ..Options::zeroed() };
+        Launcher { sizes, options, features: 0, splits: 1 }
+    }
+
+    /// Sizes.
+    pub fn sizes(&self) -> &Sizes {
+        &self.sizes
+    }
+
     fn of(op: &SoftmaxAttention, inputs: &[Place]) -> Launcher {
         let specs: Vec<Spec> = inputs[..3].iter().map(|p| Spec { kind: p.kind, shape: p.shape.clone() }).collect();
         let specs: Vec<&Spec> = specs.iter().collect();
         let sizes = Sizes::of(ENTRY.name, &specs, op.causal).expect("checked when recorded");
-        let lengths = op.place_of(Extra::KeyLengths).map_or(0, |i| inputs[i].address);
-        Launcher { sizes, scale: op.scale(sizes.key_dim) as f32, lengths }
+        let place = |extra: Extra| op.place_of(extra).map(|i| &inputs[i]);
+        let address = |extra: Extra| place(extra).map_or(0, |p| p.address);
+        let mut launcher = Launcher::plain(sizes, op.scale(sizes.key_dim), address(Extra::KeyLengths));
+        launcher.splits = splits(op, &sizes);
+        let Launcher { options: o, features, .. } = &mut launcher;
+        if let Some((left, right)) = op.window {
+            *features |= features::WINDOW;
+            // Farther than all keys is as good as everywhere, and cannot overflow.
+            (o.left, o.right) = (left.min(1 << 30) as i32, right.min(1 << 30) as i32);
+        }
+        if let Some(cap) = op.softcap {
+            *features |= features::SOFTCAP;
+            o.softcap = cap as f32;
+        }
+        if let Some(dropout) = op.dropout {
+            *features |= features::DROPOUT;
+            (o.drop, o.keep) = (dropout.p as f32, dropout.scale() as f32);
+            (o.stream, o.rng) = (dropout.stream, address(Extra::Rng));
+        }
+        if let Some(bias) = place(Extra::Bias) {
+            *features |= features::BIAS;
+            (o.bias, o.bias_strides) = (bias.address, broadcast(bias));
+        }
+        if let Some(mask) = place(Extra::Mask) {
+            *features |= features::MASK;
+            (o.mask, o.mask_strides) = (mask.address, broadcast(mask));
+        }
+        if let Some(slopes) = place(Extra::AlibiSlopes) {
+            *features |= features::ALIBI;
+            o.slopes = slopes.address;
+        }
+        if let Some(starts) = place(Extra::CuSeqlensQ) {
+            *features |= features::PACKED;
+            (o.starts_q, o.starts_k) = (starts.address, address(Extra::CuSeqlensK));
+            o.sequences = starts.numel() as i32 - 1;
+        }
+        launcher
     }
 
-    /// The module whose blocks write slices of `columns`, and a launch over `tiles` × slices.
-    fn launch(&self, tiles: usize, columns: usize) -> (Module, Launch) {
-        let slice = [16, 32, 64].into_iter().find(|&s| columns <= s).unwrap_or(128);
-        // Two chunks of 64 rows of 32 + 4 columns (a tile of weights overlays them), and 64 rows of a slice.
-        let shared = 4 * (2 * TILE * 36 + TILE * slice);
-        let grid = [tiles as u32, columns.div_ceil(slice) as u32, 1];
-        (Module::new(&SOURCE).define("COLUMNS", slice), Launch { grid, block: [256, 1, 1], shared: shared as u32 })
+    fn tiles(&self, gpu: &Gpu) -> Tiles {
+        // Largest products are largest scores only if the scale is positive: tensor cores' kernels compare products.
+        let positive = self.options.scale > 0.0;
+        Tiles::of(gpu, (self.sizes.key_dim, self.sizes.value_dim), positive, self.features != 0)
     }
 
-    /// Launches forward.
-    pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64) -> Result<()> {
-        let s = &self.sizes;
-        let tiles = s.batch * s.heads * s.queries.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.value_dim);
-        let sizes = KernelSizes::from(s);
-        let arguments: [&dyn crate::gpu::Argument; 8] = [&sizes, &self.scale, &q, &k, &v, &out, &lse, &self.lengths];
-        gpu.launch(&module, ENTRIES[0], launch, &arguments)
+    /// Launches `entry` over blocks of `rows` rows, of queries or of keys, or over so many blocks.
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        entry: usize,
+        tile: &Tile,
+        blocks: usize,
+        slices: [usize; 2],
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        let module = self.tiles(gpu).module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let grid = [blocks as u32, slices[0] as u32, slices[1] as u32];
+        let launch = Launch { grid, block: [tile.threads(), 1, 1], shared: tile.shared };
+        let mut all: Vec<&dyn Argument> = Vec::with_capacity(arguments.len() + 2);
+        let sizes = KernelSizes::from(&self.sizes);
+        all.extend([&sizes as &dyn Argument, &self.options]);
+        all.extend(arguments);
+        gpu.launch(&module, ENTRIES[entry], launch, &all)
+    }
+
+    /// Blocks that own `m` rows each of so many, of every head.
+    fn blocks(&self, rows: usize, heads: usize, m: usize) -> usize {
+        let sequences = self.options.sequences as usize;
+        // Of packed sequences each may end within a tile.
+        let tiles = if sequences > 0 { rows / m + sequences } else { self.sizes.batch * rows.div_ceil(m) };
+        tiles * heads
+    }
+
+    /// Launches forward. `scratch` is what [`scratch`] says.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward(&self, gpu: &Gpu, q: View, k: View, v: View, out: View, lse: u64, scratch: u64) -> Result<()> {
+        let (s, tiles, n) = (&self.sizes, self.tiles(gpu), self.splits);
+        let blocks = self.blocks(s.queries, s.heads, tiles.forward.rows());
+        let slices = [tiles.slices(s.value_dim), n];
+        if n == 1 {
+            return self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &0u64, &lse]);
+        }
+        let rows = s.batch * s.heads * s.queries;
+        let part_lse = scratch + 4 * (n * rows * s.value_dim) as u64;
+        self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &scratch, &part_lse])?;
+        let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
+        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let (sizes, parts) = (KernelSizes::from(s), n as i32);
+        gpu.launch(&module, ENTRIES[6], warps, &[&sizes, &scratch, &part_lse, &parts, &out, &lse])
     }
 
     /// Launches backward. `delta` is scratch of (B,H,T) elements; absent gradients are [`View::NONE`] or 0.
@@ -93,66 +206,69 @@ impl Launcher {
         (d_out, d_lse): (View, u64),
         delta: u64,
         [dq, dk, dv]: [Option<(View, bool)>; 3],
+        d_bias: Option<(View, bool)>,
     ) -> Result<()> {
-        let s = &self.sizes;
+        let (s, tiles) = (&self.sizes, self.tiles(gpu));
         let sizes = KernelSizes::from(s);
         let rows = s.batch * s.heads * s.queries;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let (module, launch) = self.launch(s.batch * s.heads * s.queries.div_ceil(TILE), s.key_dim);
+        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
         gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
-        if let Some((dq, accumulate)) = dq {
-            let accumulate = accumulate as i32;
-            gpu.launch(
-                &module,
-                ENTRIES[2],
-                launch,
-                &[&sizes, &self.scale, &q, &k, &v, &d_out, &lse, &delta, &dq, &accumulate, &self.lengths],
-            )?;
-        }
-        if dk.is_none() && dv.is_none() {
-            return Ok(());
-        }
-        let tiles = s.batch * s.kv_heads * s.keys.div_ceil(TILE);
-        let (module, launch) = self.launch(tiles, s.key_dim.max(s.value_dim));
         let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
-        let ((dk, accumulate_dk), (dv, accumulate_dv)) = (part(dk), part(dv));
-        gpu.launch(
-            &module,
-            ENTRIES[3],
-            launch,
-            &[
-                &sizes,
-                &self.scale,
-                &q,
-                &k,
-                &v,
-                &d_out,
-                &lse,
-                &delta,
-                &dk,
-                &accumulate_dk,
-                &dv,
-                &accumulate_dv,
-                &self.lengths,
-            ],
-        )
+        if dq.is_some() {
+            let (dq, accumulate) = part(dq);
+            let blocks = self.blocks(s.queries, s.heads, tiles.dq.rows());
+            let slices = [tiles.slices(s.key_dim), 1];
+            self.launch(gpu, 2, &tiles.dq, blocks, slices, &[&q, &k, &v, &d_out, &lse, &delta, &dq, &accumulate])?;
+        }
+        if dk.is_some() || dv.is_some() {
+            let ((dk, add_dk), (dv, add_dv)) = (part(dk), part(dv));
+            let blocks = self.blocks(s.keys, s.kv_heads, tiles.dkdv.rows());
+            let slices = [tiles.slices(s.key_dim.max(s.value_dim)), tiles.parts];
+            let arguments: [&dyn Argument; 10] = [&q, &k, &v, &d_out, &lse, &delta, &dk, &add_dk, &dv, &add_dv];
+            self.launch(gpu, 3, &tiles.dkdv, blocks, slices, &arguments)?;
+        }
+        if let Some((d_bias, accumulate)) = d_bias {
+            let accumulate = accumulate as i32;
+            let along = |axis: usize, n: usize| if self.options.bias_strides[axis] == 0 { 1 } else { n };
+            let places = along(0, s.batch) * along(1, s.heads) * along(2, s.queries.div_ceil(tiles.dq.rows()));
+            let blocks = places * s.keys.div_ceil(tiles.dq.columns());
+            let arguments: [&dyn Argument; 8] = [&q, &k, &v, &d_out, &lse, &delta, &d_bias, &accumulate];
+            self.launch(gpu, 4, &tiles.dq, blocks, [1, 1], &arguments)?;
+        }
+        Ok(())
+    }
+
+    /// Launches what writes the weights.
+    fn weights(&self, gpu: &Gpu, q: View, k: View, lse: u64, weights: View) -> Result<()> {
+        let (s, tiles) = (&self.sizes, self.tiles(gpu));
+        let blocks = self.blocks(s.queries, s.heads, tiles.forward.rows());
+        self.launch(gpu, 5, &tiles.forward, blocks, [1, 1], &[&q, &k, &lse, &weights])
     }
 }
 
 impl GpuOp for SoftmaxAttention {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
-        refuse_features(self, gpu)?;
         let [q, k, v] = [0, 1, 2].map(|i| View::of(&io.inputs[i]));
-        let out = View::of(&io.outputs[0]);
-        Launcher::of(self, &io.inputs).forward(gpu, q, k, v, out, io.outputs[1].address)
+        let (out, lse) = (View::of(&io.outputs[0]), io.outputs[1].address);
+        let launcher = Launcher::of(self, &io.inputs);
+        launcher.forward(gpu, q, k, v, out, lse, io.scratch.address)?;
+        if let Some(weights) = io.outputs.get(2) {
+            gpu.zero(weights)?;
+            launcher.weights(gpu, q, k, lse, View::of(weights))?;
+        }
+        Ok(())
     }
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
-        refuse_features(self, gpu)?;
         let [q, k, v] = [0, 1, 2].map(|i| View::of(&io.inputs[i]));
         let d_out = View::of_option(io.d_outputs[0].as_ref());
         let d_lse = io.d_outputs[1].as_ref().map_or(0, |p| p.address);
         let gradient = |i: usize| io.d_inputs[i].as_ref().map(|g| (View::of(&g.to), g.accumulate));
+        let d_bias = self.place_of(Extra::Bias).and_then(|i| io.d_inputs[i].as_ref()).map(|g| {
+            let [batch, head, row] = broadcast(&g.to);
+            (View { data: g.to.address, batch, head, row }, g.accumulate)
+        });
         Launcher::of(self, &io.inputs).backward(
             gpu,
             [q, k, v, View::of(&io.outputs[0])],
@@ -160,6 +276,7 @@ impl GpuOp for SoftmaxAttention {
             (d_out, d_lse),
             io.scratch.address,
             [gradient(0), gradient(1), gradient(2)],
+            d_bias,
         )
     }
 }

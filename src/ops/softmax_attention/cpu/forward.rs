@@ -1,14 +1,16 @@
 //! Forward in tiles: softmax online, so that a score is used while it is in cache and never stored in memory.
 
 use super::Problem;
-use super::tiles::{KEYS, QUERIES, TASK, Tile, finite, lanes, transpose, whole};
+use super::features::{Adjust, Area, Room, Sight};
+use super::tiles::{KEYS, QUERIES, TASK, Tile, add_seen_to_queries, finite, lanes, transpose, whole};
 use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::{Mut, Real, Ref};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// out and lse, in parallel over tiles of queries.
-pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R]) {
+pub fn forward<R: Real>(p: &Problem<R>, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<R>, lse: &mut [R]) {
     let s = p.sizes;
     let (shape, strides) = ([s.batch, s.heads, s.queries, 1], [s.heads * s.queries, s.queries, 1, 1]);
     let lse = &Mut::new(lse, &shape, &strides);
@@ -21,17 +23,31 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
         let (b, h, t) = (head / s.heads, head % s.heads, tile * QUERIES);
         let queries = QUERIES.min(s.queries - t);
         let width = queries.next_multiple_of(lanes);
-        let sizes = [s.key_dim * width, KEYS * width, queries * columns, KEYS * columns, width, width, width];
-        with_scratch(sizes, |[q_t, scores, sums, v_copy, max, total, factor]| {
-            let keys = s.visible(t + queries - 1, s.length(p.lengths, b));
+        let room = if p.features.is_some() { KEYS * width } else { 0 };
+        let sizes = [
+            s.key_dim * width,
+            KEYS * width,
+            queries * columns,
+            KEYS * columns,
+            width,
+            width,
+            width,
+            room,
+            room,
+            width,
+        ];
+        with_scratch(sizes, |[q_t, scores, sums, v_copy, max, total, factor, seen, spare, any]| {
+            let keys = p.range(b, t).start..p.range(b, t + queries - 1).end;
             let (q, q_row) = q.head(b, h);
             transpose((&q[t * q_row..], q_row), queries, s.key_dim, R::from_f64(p.scale), q_t, width);
             let (k, v) = (k.head(b, h / s.group()), v.head(b, h / s.group()));
-            let (max, total, sums) = (&mut *max, &mut *total, &mut *sums);
+            let (max, total, sums, any) = (&mut *max, &mut *total, &mut *sums, &mut *any);
+            let room = Room { seen, spare, slope: &mut [] };
             vectorise(Rows {
                 p,
                 k,
                 v,
+                head: (b, h),
                 t,
                 queries,
                 width,
@@ -44,11 +60,14 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
                 max,
                 total,
                 factor,
+                room,
+                any,
             });
             for i in 0..queries {
                 // SAFETY: each row belongs to one task.
                 let (out, lse) = unsafe { (out.row(&[b, h, t + i]), lse.row(&[b, h, t + i])) };
-                if s.visible(t + i, keys) == 0 {
+                let nothing = if p.features.is_some() { any[i] == R::ZERO } else { p.range(b, t + i).is_empty() };
+                if nothing {
                     out.fill(R::ZERO);
                     lse[0] = R::NEG_INFINITY;
                     continue;
@@ -65,14 +84,16 @@ pub fn forward<R: Real>(p: &Problem, q: Ref<R>, k: Ref<R>, v: Ref<R>, out: &Mut<
 
 /// Some queries of one head against all the keys that they see.
 struct Rows<'a, R> {
-    p: &'a Problem<'a>,
+    p: &'a Problem<'a, R>,
     /// Keys and values of the head, and the distance of their rows.
     k: (&'a [R], usize),
     v: (&'a [R], usize),
+    /// Batch and query head.
+    head: (usize, usize),
     t: usize,
     queries: usize,
     width: usize,
-    keys: usize,
+    keys: Range<usize>,
     /// Dv, rounded up to whole vectors.
     columns: usize,
     /// (Dk, width): q, transposed, times scale·log₂e.
@@ -87,6 +108,9 @@ struct Rows<'a, R> {
     total: &'a mut [R],
     /// (width): by what a tile's new maxima shrink the sums.
     factor: &'a mut [R],
+    /// For the features, as `any` (width): whether a query has seen a key, 0 or 1.
+    room: Room<'a, R>,
+    any: &'a mut [R],
 }
 
 impl<R: Real> Kernel<R> for Rows<'_, R> {
@@ -94,14 +118,26 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) {
-        let Rows { p, k, v, t, queries, width, keys, columns, q_t, scores, sums, v_copy, max, total, factor } = self;
+        let Rows { p, k, v, head, t, queries, width, keys, columns, q_t, scores, sums, v_copy, .. } = self;
+        let Rows { max, total, factor, mut room, any, .. } = self;
         sums.fill(R::ZERO);
         max.fill(R::NEG_INFINITY);
         total.fill(R::ZERO);
-        for start in (0..keys).step_by(KEYS) {
-            let n = KEYS.min(keys - start);
+        any.fill(R::ZERO);
+        for start in keys.clone().step_by(KEYS) {
+            let n = KEYS.min(keys.end - start);
             let tile = Tile::new(p, (t, queries), (start, n), width);
             tile.scores(s, (&k.0[start * k.1..], k.1), p.sizes.key_dim, q_t, scores);
+            let area = Area { head, queries: (t, queries), keys: (start, n), width };
+            let mut sight = Sight::Everything;
+            if p.features.is_some() {
+                sight = s.call(Adjust { p, area, scores, room: &mut room });
+                match sight {
+                    Sight::Nothing => continue,
+                    Sight::Something => mark(any, room.seen, n),
+                    Sight::Everything => any.fill(R::ONE),
+                }
+            }
             let mut changed = false;
             for lane in (0..width).step_by(S::LANES) {
                 changed |=
@@ -115,12 +151,28 @@ impl<R: Real> Kernel<R> for Rows<'_, R> {
                     }
                 }
             }
+            if p.features.is_some()
+                && let Some(kept) = p.kept_in(area, room.spare)
+            {
+                scores.iter_mut().zip(kept).for_each(|(weight, &kept)| *weight = *weight * kept);
+            }
             let v_tile = (&v.0[start * v.1..], v.1);
+            if sight == Sight::Something && !finite(s, v_tile, n, p.sizes.value_dim) {
+                add_seen_to_queries((scores, room.seen, width), v_tile, (queries, n, p.sizes.value_dim), sums, columns);
+                continue;
+            }
             let all = tile.visible(0);
             let exact = tile.is_cut() && !finite(s, (&v_tile.0[all * v.1..], v.1), n - all, p.sizes.value_dim);
             let v_tile = whole(v_tile, n, p.sizes.value_dim, columns, v_copy);
             tile.add_to_queries(s, scores, v_tile, sums, columns, exact);
         }
+    }
+}
+
+/// Notes the queries that see a key of the tile.
+fn mark<R: Real>(any: &mut [R], seen: &[R], keys: usize) {
+    for row in seen.chunks_exact(any.len()).take(keys) {
+        any.iter_mut().zip(row).for_each(|(any, &seen)| *any = if seen == R::ZERO { *any } else { seen });
     }
 }
 

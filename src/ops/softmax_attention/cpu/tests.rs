@@ -86,7 +86,7 @@ fn data<R: Real>(c: &Case) -> Data<R> {
 
 /// out, lse, dq, dk, dv; what is written is poisoned first, and gradients are added to 0.5 where `accumulate`.
 fn compute<R: Real>(c: &Case, d: &Data<R>, mode: Mode, accumulate: bool) -> [Vec<f64>; 5] {
-    let p = Problem { sizes: c.sizes, scale: 1.7, lengths: c.lengths.as_deref() };
+    let p = Problem { sizes: c.sizes, scale: 1.7, lengths: c.lengths.as_deref(), features: None };
     let (q, k, v) = (d.q.as_ref(), d.k.as_ref(), d.v.as_ref());
     let mut out = d.d_out.filled(f64::NAN);
     let mut lse = vec![R::from_f64(f64::NAN); d.d_lse.len()];
@@ -94,8 +94,8 @@ fn compute<R: Real>(c: &Case, d: &Data<R>, mode: Mode, accumulate: bool) -> [Vec
     let start = if accumulate { 0.5 } else { f64::NAN };
     let (mut dq, mut dk, mut dv) = (d.q.filled(start), d.k.filled(start), d.v.filled(start));
     let to = [dq.as_mut(), dk.as_mut(), dv.as_mut()].map(|to| Some(Gradient { to, accumulate }));
-    let d_out = Some(d.d_out.as_ref());
-    backward(&p, q, k, v, out.as_ref(), &lse, d_out, Some(&d.d_lse), to[0], to[1], to[2], mode);
+    let from = Saved { q, k, v, out: out.as_ref(), lse: &lse, d_out: Some(d.d_out.as_ref()), d_lse: Some(&d.d_lse) };
+    backward(&p, &from, &Gradients { dq: to[0], dk: to[1], dv: to[2], d_bias: None }, mode);
     [out.values(), lse.iter().map(|x| x.to_f64()).collect(), dq.values(), dk.values(), dv.values()]
 }
 
@@ -189,7 +189,7 @@ fn backward_is_the_derivative_of_forward() {
     let d = data::<f64>(&c);
     let gradients = compute(&c, &d, Mode::Definition, false);
     let loss = |d: &Data<f64>| {
-        let p = Problem { sizes: c.sizes, scale: 1.7, lengths: c.lengths.as_deref() };
+        let p = Problem { sizes: c.sizes, scale: 1.7, lengths: c.lengths.as_deref(), features: None };
         let mut out = d.d_out.filled(0.0);
         let mut lse = vec![0.0; d.d_lse.len()];
         forward(&p, d.q.as_ref(), d.k.as_ref(), d.v.as_ref(), &out.as_mut(), &mut lse, Mode::Definition);

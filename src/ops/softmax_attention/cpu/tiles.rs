@@ -31,10 +31,11 @@ pub struct Tile {
 impl Tile {
     /// Queries from `t` on, keys from `s` on.
     #[inline(always)]
-    pub fn new(p: &Problem, (t, queries): (usize, usize), (s, keys): (usize, usize), width: usize) -> Tile {
+    pub fn new<R>(p: &Problem<R>, (t, queries): (usize, usize), (s, keys): (usize, usize), width: usize) -> Tile {
         let diagonal = (s + p.sizes.queries) as isize - (p.sizes.keys + t) as isize;
-        // Far enough for every key of a tile to be seen by all.
-        Tile { queries, keys, width, diagonal: if p.sizes.causal { diagonal } else { -(KEYS as isize) } }
+        // Far enough for every key of a tile to be seen by all. With features, the tile is cut by what they hide.
+        let causal = p.sizes.causal && p.features.is_none();
+        Tile { queries, keys, width, diagonal: if causal { diagonal } else { -(KEYS as isize) } }
     }
 
     /// The first query that sees this key.
@@ -253,4 +254,35 @@ pub fn lanes<R: Real>() -> usize {
         }
     }
     vectorise::<R, _>(Lanes)
+}
+
+/// C (queries × columns) += Wᵀ·B, leaving out what is not seen; W and `seen` are (keys × width), B has `dim` columns.
+/// Slow, and only for tiles that hide a NaN or an infinity from some query.
+pub fn add_seen_to_queries<R: Real>(
+    (w, seen, width): (&[R], &[R], usize),
+    (b, b_row): (&[R], usize),
+    (queries, keys, dim): (usize, usize, usize),
+    c: &mut [R],
+    columns: usize,
+) {
+    for (key, i) in (0..keys).flat_map(|key| (0..queries).map(move |i| (key, i))) {
+        if seen[key * width + i] != R::ZERO {
+            super::add(&mut c[i * columns..][..dim], w[key * width + i], &b[key * b_row..]);
+        }
+    }
+}
+
+/// C (keys × columns) += W·B, likewise.
+pub fn add_seen_to_keys<R: Real>(
+    (w, seen, width): (&[R], &[R], usize),
+    (b, b_row): (&[R], usize),
+    (queries, keys, dim): (usize, usize, usize),
+    c: &mut [R],
+    columns: usize,
+) {
+    for (key, i) in (0..keys).flat_map(|key| (0..queries).map(move |i| (key, i))) {
+        if seen[key * width + i] != R::ZERO {
+            super::add(&mut c[key * columns..][..dim], w[key * width + i], &b[i * b_row..]);
+        }
+    }
 }
