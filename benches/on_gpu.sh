@@ -38,7 +38,7 @@ for direction in forward both; do
 done
 python=${PYTHON:-python3}
 if "$python" -c 'import torch' 2>/dev/null; then
-    # f32: what the kernels compute in. PyTorch's flash and cuDNN backends take 16 bits only, and say so.
+    # PyTorch's flash and cuDNN backends take 16 bits only, and say so in f32.
     for size in 64 128 256 16; do
         for dtype in f32 bf16; do
             for direction in forward backward; do

@@ -1,7 +1,7 @@
 //! The two ceilings under which a GPU's figures stand, measured on the spot: a large matrix product and a large copy.
 
 use super::measure::normal;
-use crate::device::{Device, Memory, Precision};
+use crate::device::{Device, Memory};
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::io::tensors::Dtype;
@@ -70,8 +70,7 @@ impl Peaks {
             // SAFETY: as above.
             fastest(&mut || unsafe { device.copy(to.address(), from.address(), bytes) })?
         };
-        let dtype = if device.precision() == Precision::F64 { "f64" } else { "f32" };
-        Ok(Peaks { dtype, tflops: tflops(m, n, k, product), gbps: gbps(bytes, copy) })
+        Ok(Peaks { dtype: device.precision().name(), tflops: tflops(m, n, k, product), gbps: gbps(bytes, copy) })
     }
 
     /// Where a case that reaches these figures stands.
