@@ -6,7 +6,8 @@
 #
 # Before, where Rust is: cargo build --release && cargo test --release --no-run --features gpu-tests --test cuda_driver
 #                        target/release/attn kernels build --arch 90a --install --out kernels-built   (where no NVRTC is)
-# ATTN (the binary), CUDA_TESTS (the test binary) and ATTN_KERNELS (prebuilt cubins) may be given in the environment.
+# ATTN (the binary), CUDA_TESTS (the test binary), ATTN_KERNELS (prebuilt cubins) and PYTHON (one with PyTorch, for the
+# comparison; else python3) may be given in the environment.
 set -u
 out=${1:?usage: benches/on_gpu.sh OUT [TEXT]}
 text=${2:-}
@@ -35,6 +36,25 @@ for direction in forward both; do
     stage bench-$direction-causal "$attn" bench --device cuda --batch 4 --heads 16 --head-dim 64 --causal \
         --lengths 512,1024,2048,4096,8192,16384 --direction $direction --json "$out/bench-$direction-causal.json"
 done
+python=${PYTHON:-python3}
+if "$python" -c 'import torch' 2>/dev/null; then
+    # PyTorch's flash and cuDNN backends take 16 bits only, and say so in f32.
+    for size in 64 128 256 16; do
+        for dtype in f32 bf16; do
+            for direction in forward backward; do
+                stage peer-$size-$dtype-$direction "$attn" bench --device cuda --batch 4 --heads 16 --head-dim $size \
+                    --variants softmax-attention --lengths 512,1024,2048,4096,8192,16384 --direction $direction \
+                    --dtype $dtype --peer torch --python "$python" --json "$out/peer-$size-$dtype-$direction.json"
+                stage peer-$size-$dtype-$direction-causal "$attn" bench --device cuda --batch 4 --heads 16 \
+                    --head-dim $size --causal --variants softmax-attention --lengths 512,1024,2048,4096,8192,16384 \
+                    --direction $direction --dtype $dtype --peer torch --python "$python" \
+                    --json "$out/peer-$size-$dtype-$direction-causal.json"
+            done
+        done
+    done
+else
+    echo "no PyTorch in $python: no comparison (set PYTHON)"
+fi
 for dtype in f32 bf16; do
     stage train-$dtype "$attn" train lm ${text:+--text "$text"} --preset gpt-nano --block-size 128 --batch-size 16 \
         --steps 2000 --lr 3e-3 --dropout 0 --seed 1 --dtype $dtype --device cuda --overwrite --out "$out/gpt-nano-$dtype"

@@ -19,6 +19,8 @@ pub struct Case {
     pub every_order: bool,
     /// Whether it is many blocks of what smaller cases do: too slow for sanitizers, which would learn nothing new.
     pub large: bool,
+    /// Whether it is about index arithmetic, which is the same in every precision: f32 shows it.
+    pub of_indices: bool,
     /// What follows backward, if anything.
     pub training: Option<Training>,
     build: Arc<Build>,
@@ -72,7 +74,7 @@ impl Case {
         name: impl Into<String>,
         build: impl Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     ) -> Case {
-        Case { name: name.into(), every_order: false, large: false, training: None, build: Arc::new(build) }
+        Case { name: name.into(), every_order: false, large: false, of_indices: false, training: None, build: Arc::new(build) }
     }
 
     /// The same case, followed by updates of its parameters.
@@ -90,6 +92,12 @@ impl Case {
     /// The same case, marked as large.
     pub fn large(mut self) -> Case {
         self.large = true;
+        self
+    }
+
+    /// The same case, marked as about indices.
+    pub fn of_indices(mut self) -> Case {
+        self.of_indices = true;
         self
     }
 

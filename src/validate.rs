@@ -192,6 +192,9 @@ pub struct Absent {
 /// # Errors
 /// If the case does not record.
 pub fn lacks(case: &Case, precision: Precision) -> Result<Option<String>> {
+    if case.of_indices && precision != precision.full() {
+        return Ok(Some("is about indices, which f32 shows".into()));
+    }
     let (graph, _) = case.build()?;
     let has_products = graph.nodes.iter().any(|n| n.op.precisions().contains(&Precision::Tf32));
     if precision == Precision::Tf32 && !has_products {

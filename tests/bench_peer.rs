@@ -81,7 +81,7 @@ fn every_case_is_asked_in_turns_and_both_are_shown() {
     let (table, _) = bed.bench(0, &["--variants", variants, "--dtype", "bf16", "--causal", "--direction", "both"]);
     let setting: Value = serde_json::from_str(&bed.read("setting")).expect("JSON");
     let expected = serde_json::json!({
-        "device": "cpu", "threads": 1, "dtype": "bf16", "batch": 1, "heads": 2, "head_dim": 8, "causal": true,
+        "device": "cpu", "threads": 1, "dtype": "bf16", "tf32": false, "batch": 1, "heads": 2, "head_dim": 8, "causal": true,
         "direction": "both"
     });
     assert_eq!(setting, expected);

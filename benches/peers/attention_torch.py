@@ -1,8 +1,8 @@
 """PyTorch's side of `attn bench --peer torch`, which starts it, asks it case by case, and alternates with its own runs.
 
 Standard input holds JSON lines. The first is the setting:
-    {"device": "cpu", "threads": 2, "dtype": "f32", "batch": 1, "heads": 8, "head_dim": 64, "causal": false,
-     "direction": "forward"}
+    {"device": "cpu", "threads": 2, "dtype": "f32", "tf32": false, "batch": 1, "heads": 8, "head_dim": 64,
+     "causal": false, "direction": "forward"}
 answered by {"version": "2.11.0", "backends": {"softmax-attention": ["flash", …], …}}, or {"error": why} where PyTorch
 or its device is missing. Then each
     {"variant": "softmax-attention", "backend": "flash", "length": 1024, "seconds": 0.1}
@@ -90,6 +90,7 @@ class Peer:
             torch.set_num_threads(setting["threads"])
         else:
             torch.cuda.set_device(self.device)
+            torch.backends.cuda.matmul.allow_tf32 = setting["tf32"]
             # Several times the largest L2: what is timed finds nothing of itself there, as in `attn bench`.
             self.flush = torch.empty(2, 1 << 26, device=self.device)
 

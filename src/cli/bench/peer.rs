@@ -2,6 +2,7 @@
 //! its runs and ours alternate on the same machine.
 
 use super::measure::{Setting, median};
+use crate::device::Precision;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -147,7 +148,8 @@ impl Peer {
             _folder: folder,
         };
         let hello = peer.exchange(&json!({
-            "device": device, "threads": threads, "dtype": setting.dtype.name(), "batch": setting.batch,
+            "device": device, "threads": threads, "dtype": setting.dtype.name(),
+            "tf32": setting.device.precision() == Precision::Tf32, "batch": setting.batch,
             "heads": setting.heads, "head_dim": setting.head_dim, "causal": setting.causal,
             "direction": setting.direction.name(),
         }))?;
@@ -251,7 +253,7 @@ impl Peer {
             variant,
             direction: s.direction.name(),
             device: s.device.name(),
-            dtype: s.dtype.name(),
+            dtype: s.dtype(),
             batch: s.batch,
             heads: s.heads,
             length,

@@ -110,7 +110,7 @@ pub struct Row {
     pub threads: Option<u32>,
     /// How many of its blocks a multiprocessor holds, where the threads are known.
     pub occupancy: Option<Occupancy>,
-    /// Where it was asked for, and there is a loop.
+    /// Where it was asked for, there is a loop, and the threads are known.
     pub main_loop: Option<MainLoop>,
 }
 
@@ -323,7 +323,7 @@ fn compile_one(
             dynamic_shared,
             threads,
             occupancy: threads.map(|threads| machine::occupancy(inspected.target, usage.registers, shared, threads)),
-            main_loop: found.map(|counts| MainLoop::new(inspected.target, *counts, threads.unwrap_or(32))),
+            main_loop: found.zip(threads).map(|(counts, n)| MainLoop::new(inspected.target, *counts, n)),
         });
     }
     if let Some(folder) = out {

@@ -98,7 +98,8 @@ impl Report {
             let [first, second, ..] = main.cycles.ranking();
             let defines = row.module.strip_prefix(&row.source).unwrap_or_default();
             let name = format!("{}{defines}", row.entry);
-            let known = |x: Option<String>| x.unwrap_or_else(|| "-".into());
+            // Both are there where a main loop is.
+            let known = |x: Option<String>| x.unwrap_or_default();
             table.add_row([
                 if last.as_ref() == Some(&name) { String::new() } else { name.clone() },
                 row.arch.clone(),

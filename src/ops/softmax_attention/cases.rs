@@ -59,7 +59,7 @@ fn plain_cases() -> Vec<Case> {
         case((1, 2, 2), (100, 3), (16, 16), true, &[]),
         case((2, 2, 2), (0, 4), (16, 16), false, &[]),
         case((2, 2, 2), (4, 0), (16, 16), false, &[]),
-        case((66_000, 1, 1), (2, 2), (1, 1), true, &[]).large(),
+        case((66_000, 1, 1), (2, 2), (1, 1), true, &[]).large().of_indices(),
         case((1, 1, 1), (1000, 1000), (64, 64), true, &[]).large(),
         packed,
         same,
