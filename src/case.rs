@@ -74,7 +74,14 @@ impl Case {
         name: impl Into<String>,
         build: impl Fn(&mut CaseGraph) -> Result<Vec<Tensor>> + Send + Sync + 'static,
     ) -> Case {
-        Case { name: name.into(), every_order: false, large: false, of_indices: false, training: None, build: Arc::new(build) }
+        Case {
+            name: name.into(),
+            every_order: false,
+            large: false,
+            of_indices: false,
+            training: None,
+            build: Arc::new(build),
+        }
     }
 
     /// The same case, followed by updates of its parameters.

@@ -6,7 +6,6 @@ mod primitives;
 #[path = "common/tensor_cores.rs"]
 mod tensor_cores;
 
-use attn_engine::Error;
 use attn_engine::gpu::cuda::Cuda;
 use attn_engine::gpu::driver::{Driver, Function, Launch, Matmul};
 use attn_engine::gpu::kernel::{Module, Source};
