@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::ops::Entry;
 use crate::precision::Precision;
 use crate::validate::{lacks, run_case};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,20 +26,23 @@ pub fn launched(entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
 /// # Errors
 /// If a case does not record.
 pub fn launched_in(precisions: &[Precision], entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
-    let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
+    let mut wanted = Vec::new();
     for case in entries.iter().flat_map(|e| (e.cases)()) {
         for &precision in precisions {
-            if lacks(&case, precision)?.is_some() {
-                continue;
-            }
-            for &arch in archs {
-                for item in launched_by(&case, precision, arch)? {
-                    let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
-                    *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
-                    *known = item.threads.iter().fold(known.clone(), |all, (e, &n)| all.threads(e, n));
-                }
+            if lacks(&case, precision)?.is_none() {
+                wanted.extend(archs.iter().map(|&arch| (case.clone(), precision, arch)));
             }
         }
+    }
+    // Launch code takes no time, but data are drawn for it.
+    let found: Result<Vec<_>> = (wanted.into_par_iter())
+        .map(|(case, precision, arch)| Ok((arch, launched_by(&case, precision, arch)?)))
+        .collect();
+    let mut items: BTreeMap<Module, GateItem> = BTreeMap::new();
+    for (arch, item) in found?.into_iter().flat_map(|(arch, items)| items.into_iter().map(move |item| (arch, item))) {
+        let known = items.entry(item.module.clone()).or_insert_with(|| GateItem::new(item.module.clone()));
+        *known = item.dynamic_shared.iter().fold(known.clone().only(arch), |all, (e, &s)| all.shared(e, s));
+        *known = item.threads.iter().fold(known.clone(), |all, (e, &n)| all.threads(e, n));
     }
     Ok(items.into_values().collect())
 }

@@ -85,8 +85,6 @@ pub struct SoftmaxAttention {
     pub extras: Vec<Extra>,
     /// Whether to give the softmax weights (B,H,T,S), before dropout, as a third output. No gradient flows through it.
     pub weights: bool,
-    /// On a GPU: the faster backward, whose sums come in no fixed order. The CPU has but one.
-    pub unordered: bool,
     /// On a GPU: among how many blocks the keys are split; `None`: chosen by shape. The CPU splits nothing.
     pub splits: Option<usize>,
 }

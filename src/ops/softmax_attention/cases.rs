@@ -10,8 +10,22 @@ use crate::ops::attention::{Shape, attention_case};
 /// One covering list: each awkward size, mask and layout at least once, alone and beside others.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = plain_cases();
+    cases.extend(HEAD_SIZES.map(both_masks));
     cases.extend(features::cases());
     cases
+}
+
+/// One of each multiple of 16 to which the tensor cores' tiles round up, as far as the other cases have none.
+const HEAD_SIZES: [usize; 10] = [24, 90, 112, 129, 150, 176, 190, 200, 224, 240];
+
+/// Full and causal attention on the same heads of one size.
+fn both_masks(dim: usize) -> Case {
+    Case::new(format!("T33×35 D{dim}, full and causal"), move |g| {
+        let [q, k, v] = [("q", 33), ("k", 35), ("v", 35)].map(|(name, rows)| g.normal(name, &[1, 1, rows, dim]));
+        let full = g.record(SoftmaxAttention::causal(false), &[q, k, v])?;
+        let causal = g.record(SoftmaxAttention::causal(true), &[q, k, v])?;
+        Ok([full, causal].concat())
+    })
 }
 
 /// Without features.

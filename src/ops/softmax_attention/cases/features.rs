@@ -28,7 +28,6 @@ enum Feature {
     Weights,
     /// Two query heads to a key/value head.
     Grouped,
-    Unordered,
     Splits,
 }
 use Feature::*;
@@ -53,23 +52,23 @@ type Row = (&'static [Feature], (usize, usize), (usize, usize));
 /// Every pair of features: both, either alone and neither (but packed sequences have no key lengths).
 const COVERING: &[Row] = &[
     (
-        &[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Unordered, Splits],
+        &[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Splits],
         (70, 129),
         (16, 9),
     ),
     (&[Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Weights], (67, 131), (5, 16)),
-    (&[KeyLengths, Mask, Bias, Grouped, Unordered, Splits], (65, 71), (24, 8)),
+    (&[KeyLengths, Mask, Bias, Grouped, Splits], (65, 71), (24, 8)),
     (&[Causal, Alibi, Sequences, Grouped, Splits], (130, 67), (8, 17)),
-    (&[Window, Dropout, Sequences, Bias, Weights, Unordered], (97, 101), (16, 16)),
+    (&[Window, Dropout, Sequences, Bias, Weights], (97, 101), (16, 16)),
     (&[Softcap, Alibi, Sequences, Mask, Bias, Weights], (39, 75), (33, 7)),
-    (&[Causal, Softcap, Dropout, Sequences, Mask, Unordered, Splits], (66, 130), (8, 8)),
-    (&[Causal, Window, Softcap, Mask, Grouped, Unordered], (129, 66), (16, 40)),
+    (&[Causal, Softcap, Dropout, Sequences, Mask, Splits], (66, 130), (8, 8)),
+    (&[Causal, Window, Softcap, Mask, Grouped], (129, 66), (16, 40)),
 ];
 
 pub(super) fn cases() -> Vec<Case> {
     let (small, wide) = ((13, 17), (67, 131));
     let mut cases = Vec::new();
-    for alone in [Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Unordered, Splits] {
+    for alone in [Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Splits] {
         let batch = if alone == Sequences { 1 } else { 2 };
         // Few enough elements for finite differences, and enough for several tiles.
         cases.push(case(&[alone], sizes(batch, 2, small, (5, 3), [true, false, false])));
@@ -123,7 +122,6 @@ fn record(g: &mut CaseGraph, features: &[Feature], sizes: Sizes) -> Result<Vec<T
         softcap: has(Softcap).then_some(1.5),
         dropout: has(Dropout).then_some(DropoutOp { p: 0.3, stream: 7 }),
         weights: has(Weights),
-        unordered: has(Unordered),
         splits: has(Splits).then_some(3),
         ..Default::default()
     };
@@ -187,8 +185,8 @@ fn shared_bias(g: &mut CaseGraph) -> Result<Vec<Tensor>> {
 mod tests {
     use super::*;
 
-    const ALL: [Feature; 13] = [
-        Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Unordered, Splits,
+    const ALL: [Feature; 12] = [
+        Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Splits,
     ];
 
     #[test]
