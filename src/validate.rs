@@ -45,7 +45,14 @@ pub type Named = (String, Vec<f64>);
 /// # Errors
 /// If the case does not record, or the device fails.
 pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
-    run_case_in(case, device, Precision::F32)
+    let precision = device.precision();
+    run_case_in(case, device, precision)
+}
+
+/// The nearest number of 10 bits of fraction: a factor that a product in TF32 takes as it is.
+fn to_tf32(x: f64) -> f64 {
+    let bits = (x as f32).to_bits();
+    if x.is_finite() { f32::from_bits((bits + 0x1000) & !0x1fff) as f64 } else { x }
 }
 
 /// The same with inputs, and gradients that flow in, rounded to what a device of this precision stores.
@@ -53,7 +60,8 @@ fn run_case_in(case: &Case, device: Arc<dyn Device>, inputs: Precision) -> Resul
     let (graph, outputs) = case.build()?;
     let rounded = |t: Tensor, values: &[f64]| -> Vec<f64> {
         let precision = if graph.spec(t).kind == Kind::Full { inputs.full() } else { inputs };
-        values.iter().map(|&x| precision.round(x)).collect()
+        let round = |x: f64| if precision == Precision::Tf32 { to_tf32(x) } else { precision.round(x) };
+        values.iter().map(|&x| round(x)).collect()
     };
     let roots: Vec<Tensor> = outputs.iter().copied().filter(|&t| graph.needs_gradient(t)).collect();
     let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();

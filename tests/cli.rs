@@ -207,8 +207,7 @@ fn features_of_softmax_attention_are_taken() {
         named("out", &[2, 4, 5, 3]),
         named("weights", &[2, 4, 5, 7]),
     ];
-    let flags =
-        "--window -1,2 --softcap 3 --alibi --dropout 0.5 --seed 18446744073709551615 --weights --splits 2";
+    let flags = "--window -1,2 --softcap 3 --alibi --dropout 0.5 --seed 18446744073709551615 --weights --splits 2";
     let flags: Vec<&str> = flags.split(' ').collect();
     assert_eq!(Bed::of(&all).run(&flags[2..]), expected);
     assert_eq!(Bed::of(&all).run(&[&["--window=-1,2"], &flags[2..]].concat()), expected);

@@ -52,15 +52,17 @@ fn check(precision: Precision, included: &dyn Fn(&Case) -> bool) -> Result<()> {
         };
         chosen.map(schedule).collect()
     };
-    let mut failed: Vec<Row> = Vec::new();
+    let (mut failed, mut compared): (Vec<Row>, usize) = (Vec::new(), 0);
     for entry in OPS {
         let (start, mut rows) = (Instant::now(), 0);
         validate(&[entry], &device, &schedules, &mut |new| {
             rows += new.len();
             failed.extend(new.iter().filter(|row| !row.passed).cloned());
         })?;
+        compared += rows;
         println!("{} {precision}: {rows} comparisons in {:.1} s", entry.name, start.elapsed().as_secs_f64());
     }
+    assert!(compared > 0, "nothing was compared in {precision}");
     assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
     Ok(())
 }

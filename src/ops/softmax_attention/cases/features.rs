@@ -51,11 +51,7 @@ type Row = (&'static [Feature], (usize, usize), (usize, usize));
 
 /// Every pair of features: both, either alone and neither (but packed sequences have no key lengths).
 const COVERING: &[Row] = &[
-    (
-        &[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Splits],
-        (70, 129),
-        (16, 9),
-    ),
+    (&[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Splits], (70, 129), (16, 9)),
     (&[Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Weights], (67, 131), (5, 16)),
     (&[KeyLengths, Mask, Bias, Grouped, Splits], (65, 71), (24, 8)),
     (&[Causal, Alibi, Sequences, Grouped, Splits], (130, 67), (8, 17)),
@@ -185,9 +181,8 @@ fn shared_bias(g: &mut CaseGraph) -> Result<Vec<Tensor>> {
 mod tests {
     use super::*;
 
-    const ALL: [Feature; 12] = [
-        Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Splits,
-    ];
+    const ALL: [Feature; 12] =
+        [Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Splits];
 
     #[test]
     fn every_pair_of_features_is_covered() {
