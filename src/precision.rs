@@ -69,6 +69,14 @@ impl Precision {
         }
     }
 
+    /// The nearest value that a product in this precision takes as a factor: TF32 has 10 bits of fraction.
+    pub fn round_factor(self, x: f64) -> f64 {
+        if self != Precision::Tf32 || !x.is_finite() {
+            return self.round(x);
+        }
+        f32::from_bits(((x as f32).to_bits() + 0x1000) & !0x1fff) as f64
+    }
+
     /// Values as stored, little-endian.
     pub fn encode(self, values: &[f64]) -> Vec<u8> {
         match self {

@@ -3,7 +3,7 @@
 //! Error of a tensor: max|x − ref| / max(max|ref|, 0.1) against `Cpu<f64>` in [`crate::op::Mode::Definition`]. The
 //! bound is FlashAttention's rule: twice the error of the plain same-precision computation plus a floor per dtype. Plain
 //! is the definition in f32 with every tensor that the device stores in 16 bits rounded to them; it and the oracle start
-//! from inputs that are so rounded. Memory is poisoned with NaN first, and NaN never passes.
+//! from inputs that are so rounded. In TF32, inputs and results are rounded to its 10 bits likewise. Memory is poisoned with NaN first, and NaN never passes.
 
 use crate::case::{Case, Data};
 use crate::cpu::Cpu;
@@ -49,19 +49,12 @@ pub fn run_case(case: &Case, device: Arc<dyn Device>) -> Result<Vec<Named>> {
     run_case_in(case, device, precision)
 }
 
-/// The nearest number of 10 bits of fraction: a factor that a product in TF32 takes as it is.
-fn to_tf32(x: f64) -> f64 {
-    let bits = (x as f32).to_bits();
-    if x.is_finite() { f32::from_bits((bits + 0x1000) & !0x1fff) as f64 } else { x }
-}
-
 /// The same with inputs, and gradients that flow in, rounded to what a device of this precision stores.
 fn run_case_in(case: &Case, device: Arc<dyn Device>, inputs: Precision) -> Result<Vec<Named>> {
     let (graph, outputs) = case.build()?;
     let rounded = |t: Tensor, values: &[f64]| -> Vec<f64> {
         let precision = if graph.spec(t).kind == Kind::Full { inputs.full() } else { inputs };
-        let round = |x: f64| if precision == Precision::Tf32 { to_tf32(x) } else { precision.round(x) };
-        values.iter().map(|&x| round(x)).collect()
+        values.iter().map(|&x| precision.round_factor(x)).collect()
     };
     let roots: Vec<Tensor> = outputs.iter().copied().filter(|&t| graph.needs_gradient(t)).collect();
     let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();

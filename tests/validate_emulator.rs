@@ -35,6 +35,12 @@ fn emulator_agrees_in_bf16() -> Result<()> {
     check(Precision::Bf16, &|_| true)
 }
 
+/// Attention alone has products that differ from f32's.
+#[test]
+fn emulator_agrees_in_tf32() -> Result<()> {
+    check(Precision::Tf32, &|_| true)
+}
+
 fn check(precision: Precision, included: &dyn Fn(&Case) -> bool) -> Result<()> {
     let emulator = Arc::new(Emulator::new(EmulatorOptions::default())?);
     let device: Arc<dyn Device> = Arc::new(Gpu::storing(precision, "emulator", emulator.clone()));

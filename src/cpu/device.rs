@@ -26,10 +26,10 @@ impl<R: Typed> Cpu<R> {
         Self::with_mode(1, Mode::Definition)
     }
 
-    /// The same, with every [`Kind::Real`] result rounded as a device that stores this precision would: what storing
-    /// alone costs. [`Device::precision`] stays what is computed in.
+    /// The same, with every [`Kind::Real`] result rounded as a device that stores this precision would (TF32: as its
+    /// products take it): what storing alone costs. [`Device::precision`] stays what is computed in.
     pub fn definition_rounded_to(precision: Precision) -> Self {
-        Cpu { rounded_to: Some(precision).filter(|p| p.is_half()), ..Self::definition() }
+        Cpu { rounded_to: Some(precision).filter(|p| p.is_half() || *p == Precision::Tf32), ..Self::definition() }
     }
 
     fn with_mode(threads: usize, mode: Mode) -> Self {
@@ -47,7 +47,7 @@ impl<R: Typed> Cpu<R> {
             let len = strided::span(&p.shape, &p.strides);
             // SAFETY: by the caller's word. Between a view's rows lie elements that are rounded already, or not yet set.
             let all = unsafe { std::slice::from_raw_parts_mut(p.address as *mut R, len) };
-            all.iter_mut().for_each(|x| *x = R::from_f64(precision.round(x.to_f64())));
+            all.iter_mut().for_each(|x| *x = R::from_f64(precision.round_factor(x.to_f64())));
         }
     }
 }
