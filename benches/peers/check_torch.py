@@ -1,14 +1,16 @@
-"""Agreement of `attn run` with PyTorch, in float64 and float32.
+"""Agreement of `attn run` with PyTorch: in float64 and float32, and on the emulator or a GPU in 16 bits.
 
     pip install torch==2.11.0 numpy safetensors
     cargo build --release
-    python benches/peers/check_torch.py [--attn target/release/attn] [--devices cpu,emulator] [--variants LIST] [--json FILE]
+    python benches/peers/check_torch.py [--attn target/release/attn] [--devices cpu,emulator] [--dtypes f32,bf16,f16]
+                                        [--variants LIST] [--json FILE]
 
 The reference is written from the formulas, with an explicit mask, in PyTorch's float64; its gradients are autograd's.
 Softmax attention's features are compared likewise; the reference drops the weights that our Philox drops, from numpy.
 The error of a tensor is max|x - ref| / max(max|ref|, 0.1), and max|x - ref| for gradients that are zero by identity
 (dq and dk where there is one key, or in linear attention one feature). float64 must agree to 1e-10. float32 may be off by twice
-what the same PyTorch code is off by in float32, plus 2e-6. Prints a table; exits 1 where one disagrees, 2 on an error.
+what the same PyTorch code is off by in float32, plus 2e-6; likewise 16 bits, from inputs rounded to them, plus 8e-3 (bf16)
+or 1e-3 (f16). On the CPU, which computes 16 bits in float32, they are not compared. Prints a table; exits 1 where one disagrees, 2 on an error.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from safetensors.torch import load_file, save_file
 VARIANTS = ["softmax-attention", "linear-attention", "mean-similarity-attention"]
 # What float64 leaves of a gradient that is zero by identity stays below this.
 ZERO = 1e-12
-FLOOR = {"f64": 1e-10, "f32": 2e-6}
+FLOOR = {"f64": 1e-10, "f32": 2e-6, "bf16": 8e-3, "f16": 1e-3}
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 # B, H, Hk, T, S, Dk, Dv, causal, key_lengths
 CASES = {
@@ -169,11 +172,11 @@ def with_gradients(variant, tensors, mask, causal, dtype, weights=False, **featu
     return {name: x.detach().double() for name, x in results.items()}
 
 
-def prepare(f):
-    """A case of FEATURES: `attn run`'s tensors and flags, the mask, and what else the reference takes."""
+def prepare(f, dtype):
+    """A case of FEATURES: `attn run`'s tensors, rounded to dtype, and flags, the mask, and what else the reference takes."""
     B, H, Hk, T, S, Dk, Dv = f["sizes"]
     shapes = {"q": (B, H, T, Dk), "k": (B, Hk, S, Dk), "v": (B, Hk, S, Dv), "dout": (B, H, T, Dv)}
-    tensors = {name: torch.randn(shape).double() for name, shape in shapes.items()}
+    tensors = {name: torch.randn(shape).to(dtype).double() for name, shape in shapes.items()}
     flags, features = [], dict(weights=f.get("weights", False))
     flags += ["--weights"] * features["weights"]
     lengths = f.get("lengths")
@@ -194,7 +197,7 @@ def prepare(f):
         bias[bias < -1.5] = -math.inf
         if f["bias"][2] > 1:
             bias[..., 2, :] = -math.inf
-        tensors["bias"] = bias.double()
+        tensors["bias"] = bias.to(dtype).double()
     if "softcap" in f:
         features["softcap"] = f["softcap"]
         flags += ["--softcap", str(f["softcap"])]
@@ -203,14 +206,14 @@ def prepare(f):
         slopes = torch.tensor([2.0 ** (-8 * (h + 1) / H) for h in range(H)], dtype=torch.float64)
         flags.append("--alibi")
     if "slopes" in f:
-        slopes = tensors["alibi_slopes"] = torch.rand(H).double()
+        slopes = tensors["alibi_slopes"] = torch.rand(H).to(dtype).double()
     if slopes is not None:
         features["alibi"] = slopes[:, None, None] * distance
     if "dropout" in f:
         features["keep"] = kept((B, H, T, S), f["dropout"], f.get("seed", 0))
         flags += ["--dropout", str(f["dropout"])] + (["--seed", str(f["seed"])] if "seed" in f else [])
     if "dlse" in f:
-        tensors["dlse"] = torch.randn(B, H, T).double()
+        tensors["dlse"] = torch.randn(B, H, T).to(dtype).double()
     return tensors, flags, mask, f.get("causal", False), features
 
 
@@ -238,39 +241,51 @@ def run(attn, variant, tensors, causal, flags, device, dtype, folder):
     return load_file(target)
 
 
+def compare(args, variant, case, f, seed, storage, folder):
+    """One case from inputs that `storage` holds (so that every precision starts from the same numbers): rows, printed."""
+    torch.manual_seed(seed)
+    tensors, flags, mask, causal, features = prepare(f, DTYPES[storage])
+    exact = with_gradients(variant, tensors, mask, causal, torch.float64, **features)
+    plain = with_gradients(variant, tensors, mask, causal, DTYPES[storage], **features)
+    devices = args.devices.split(",")
+    if storage == "f32":
+        runs = [("cpu", "f64")] * ("cpu" in devices) + [(d, "f32") for d in devices]
+    else:
+        runs = [(d, storage) for d in devices if d != "cpu"]
+    rows = []
+    for device, dtype in runs:
+        if device == "emulator" and case in SLOW:
+            continue
+        ours = run(args.attn, variant, tensors, causal, flags, device, dtype, folder)
+        if set(ours) != set(exact):
+            sys.exit(f"error: {variant} gave {sorted(ours)}, expected {sorted(exact)}")
+        for name, ref in exact.items():
+            bound = FLOOR[dtype] + (0 if dtype == "f64" else 2 * error(plain[name], ref))
+            e = error(ours[name].double(), ref)
+            row = dict(variant=variant, case=case, device=device, dtype=dtype, tensor=name, error=e)
+            rows.append(row | dict(bound=bound, agrees=e <= bound))
+            verdict = "" if e <= bound else "  DISAGREES"
+            print(f"{variant:26} {case:32} {device:9} {dtype:5} {name:6} {e:9.1e} {bound:9.1e}{verdict}")
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--attn", default="target/release/attn")
     parser.add_argument("--devices", default="cpu,emulator")
+    parser.add_argument("--dtypes", default="f32")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     devices = args.devices.split(",")
-    runs = [("cpu", "f64")] * ("cpu" in devices) + [(d, "f32") for d in devices]
     rows = []
     print(f"{'variant':26} {'case':32} {'device':9} {'dtype':5} {'tensor':6} {'error':>9} {'bound':>9}")
     with tempfile.TemporaryDirectory() as folder:
         for variant in args.variants.split(","):
             cases = {name: dict(sizes=c[:7], causal=c[7]) | ({"lengths": c[8]} if c[8] else {}) for name, c in CASES.items()}
             for seed, (case, f) in enumerate((cases | (FEATURES if variant == "softmax-attention" else {})).items()):
-                torch.manual_seed(seed)
-                # Representable in float32, so that every precision starts from the same numbers.
-                tensors, flags, mask, causal, features = prepare(f)
-                exact = with_gradients(variant, tensors, mask, causal, torch.float64, **features)
-                plain = with_gradients(variant, tensors, mask, causal, torch.float32, **features)
-                for device, dtype in runs:
-                    if device == "emulator" and case in SLOW:
-                        continue
-                    ours = run(args.attn, variant, tensors, causal, flags, device, dtype, folder)
-                    if set(ours) != set(exact):
-                        sys.exit(f"error: {variant} gave {sorted(ours)}, expected {sorted(exact)}")
-                    for name, ref in exact.items():
-                        bound = FLOOR[dtype] + (2 * error(plain[name], ref) if dtype == "f32" else 0)
-                        e = error(ours[name].double(), ref)
-                        row = dict(variant=variant, case=case, device=device, dtype=dtype, tensor=name, error=e)
-                        rows.append(row | dict(bound=bound, agrees=e <= bound))
-                        verdict = "" if e <= bound else "  DISAGREES"
-                        print(f"{variant:26} {case:32} {device:9} {dtype:5} {name:6} {e:9.1e} {bound:9.1e}{verdict}")
+                for storage in args.dtypes.split(","):
+                    rows += compare(args, variant, case, f, seed, storage, folder)
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"rows": rows}, file, indent=1)
