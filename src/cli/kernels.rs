@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::validate::matches;
 use crate::Error;
 use crate::gpu::cuda::Arch;
 use crate::gpu::cuda::cache::{self, Cache};
@@ -36,7 +37,7 @@ enum Command {
     },
     /// Compile every kernel and print registers, spills, shared memory and occupancy; writes no kernels
     #[command(after_help = "Examples:\n  attn kernels report --arch 90a --json report.json\n  \
-                            attn kernels report --sass --install\n\
+                            attn kernels report --sass --install --kernels softmax_attention\n\
                             Exits with 1 where a kernel does not compile, spills, or takes too much shared memory.")]
     Report {
         /// Architectures, such as sm_80,sm_90a; `all` for every one that the kernels are made for
@@ -46,6 +47,9 @@ enum Command {
         /// nvdisasm, which --install fetches, and longer)
         #[arg(long)]
         sass: bool,
+        /// Only kernels whose file's name matches; * stands for anything
+        #[arg(long, value_name = "GLOB", default_value = "*")]
+        kernels: String,
         #[command(flatten)]
         how: How,
     },
@@ -75,10 +79,14 @@ fn parse_archs(text: &str) -> Result<Archs, Error> {
 /// Runs the command on what the validation cases launch. `false`: something is wrong with a kernel, and the table on
 /// stdout says what.
 pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
-    let (archs, out, sass, how) = match args.command {
-        Command::Build { arch, out, how } => (arch.0, Some(out), false, how),
-        Command::Report { arch, sass, how } => (arch.0, None, sass, how),
+    let (archs, out, sass, kernels, how) = match args.command {
+        Command::Build { arch, out, how } => (arch.0, Some(out), false, "*".into(), how),
+        Command::Report { arch, sass, kernels, how } => (arch.0, None, sass, kernels, how),
     };
+    let items: Vec<GateItem> = items.iter().filter(|i| matches(&kernels, i.module.source)).cloned().collect();
+    if items.is_empty() {
+        Err(Error::argument(format!("--kernels {kernels}"), "matches no kernel", "give a name from kernels/, or *"))?;
+    }
     if how.install {
         eprintln!("NVRTC: fetching it, unless it is there");
         eprintln!("NVRTC: {}", install_nvrtc()?.display());
@@ -95,7 +103,7 @@ pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
     };
     let cache = Cache::standard()?;
     let report: Report =
-        gate::build(items, &archs, out.as_deref(), how.jobs, &cache, disassembler.as_ref(), &progress)?;
+        gate::build(&items, &archs, out.as_deref(), how.jobs, &cache, disassembler.as_ref(), &progress)?;
     bar.finish_and_clear();
     super::print(report.main_loops())?;
     super::print(report.table())?;

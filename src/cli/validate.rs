@@ -57,7 +57,7 @@ fn sanitizer(text: &str) -> Result<Sanitizer, String> {
 }
 
 /// Whether a name matches a pattern in which `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = name.strip_prefix(parts.next().unwrap_or("")) else { return false };
     let parts: Vec<&str> = parts.collect();
