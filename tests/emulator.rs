@@ -314,7 +314,7 @@ fn captures_replay_what_was_recorded() {
 #[test]
 fn prefetching_compiles_all() {
     let e = emulator();
-    let modules: Vec<Module> = (0..4).map(|i| module().define("T", i)).collect();
+    let modules: Vec<Module> = (0..4).map(|i| module().define("VARIANT", i)).collect();
     e.prefetch(&modules).unwrap();
     for module in &modules {
         block_sums(&e, module);
