@@ -11,7 +11,7 @@ use crate::op::{Kind, Output, Spec};
 use crate::run_spec::{OptionDoc, RunGraph, TensorDoc};
 use bytemuck::{Pod, Zeroable};
 
-/// `Sizes` of `kernels/attention.cuh`.
+/// `Sizes` of `kernels/softmax_attention.cu`.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct KernelSizes([i32; 8]);
