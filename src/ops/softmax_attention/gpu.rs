@@ -3,7 +3,7 @@
 use super::tiles::{Tile, Tiles};
 use super::{ENTRY, Extra, SoftmaxAttention};
 use crate::error::Result;
-use crate::gpu::{Argument, Gpu, Launch, Source, View};
+use crate::gpu::{Argument, Gpu, Launch, Module, Source, View};
 use crate::op::*;
 use crate::ops::attention::{KernelSizes, Sizes};
 use bytemuck::{Pod, Zeroable};
@@ -38,7 +38,9 @@ pub(super) fn scratch(op: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
 fn splits(op: &SoftmaxAttention, s: &Sizes) -> usize {
     const BLOCKS: usize = 128;
     let blocks = s.batch * s.heads * s.queries.div_ceil(64);
-    op.splits.unwrap_or_else(|| (BLOCKS / blocks.max(1)).min(s.keys / 256).max(1))
+    let wanted = op.splits.unwrap_or_else(|| (BLOCKS / blocks.max(1)).min(s.keys / 256));
+    // A part has a step of keys at least; and a grid has no more along z.
+    wanted.min(s.keys.div_ceil(16)).clamp(1, 65_535)
 }
 
 /// Bits of the define FEATURES: what changes scores or hides keys, besides causality and key lengths.
@@ -150,7 +152,11 @@ impl Launcher {
         Tiles::of(gpu, (self.sizes.key_dim, self.sizes.value_dim), positive, self.features != 0)
     }
 
-    /// Launches `entry` over blocks of `rows` rows, of queries or of keys, or over so many blocks.
+    fn module(&self, gpu: &Gpu) -> Module {
+        self.tiles(gpu).module(gpu.module(&SOURCE).define("FEATURES", self.features))
+    }
+
+    /// Launches [`ENTRIES`]\[entry\] over `blocks`, times slices of columns, times parts along z.
     fn launch(
         &self,
         gpu: &Gpu,
@@ -160,7 +166,7 @@ impl Launcher {
         slices: [usize; 2],
         arguments: &[&dyn Argument],
     ) -> Result<()> {
-        let module = self.tiles(gpu).module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let module = self.module(gpu);
         let grid = [blocks as u32, slices[0] as u32, slices[1] as u32];
         let launch = Launch { grid, block: [tile.threads(), 1, 1], shared: tile.shared };
         let mut all: Vec<&dyn Argument> = Vec::with_capacity(arguments.len() + 2);
@@ -191,7 +197,7 @@ impl Launcher {
         let part_lse = scratch + 4 * (n * rows * s.value_dim) as u64;
         self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &scratch, &part_lse])?;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let module = self.module(gpu);
         let (sizes, parts) = (KernelSizes::from(s), n as i32);
         gpu.launch(&module, ENTRIES[6], warps, &[&sizes, &scratch, &part_lse, &parts, &out, &lse])
     }
@@ -212,7 +218,7 @@ impl Launcher {
         let sizes = KernelSizes::from(s);
         let rows = s.batch * s.heads * s.queries;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let module = tiles.module(gpu.module(&SOURCE).define("FEATURES", self.features));
+        let module = self.module(gpu);
         gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
         let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
         if dq.is_some() {
