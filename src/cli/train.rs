@@ -1,7 +1,7 @@
 //! `attn train`: models from text, on any device.
 
 use super::device::DeviceArgs;
-use super::settings::{Settings, SettingsArgs};
+use super::settings::{DataSettings, Settings, SettingsArgs, TrainingSettings};
 use super::{Status, print_line};
 use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
 use crate::error::{Error, Result};
@@ -74,8 +74,8 @@ fn lm(args: LmArgs) -> Result<Status> {
         }
         None => (0, args.settings.start()?),
     };
-    if done >= settings.steps {
-        let what = format!("--steps {}", settings.steps);
+    if done >= settings.training.steps {
+        let what = format!("--steps {}", settings.training.steps);
         return Err(Error::argument(what, format!("{done} have been done already"), "give a larger number to go on"));
     }
     let initial = args.init.as_deref().map(Initial::open).transpose()?;
@@ -85,15 +85,17 @@ fn lm(args: LmArgs) -> Result<Status> {
         _ => None,
     };
     let (corpus, vocabulary, settings) = data(settings, given)?;
-    let name = settings.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
+    let name = settings.data.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
     let (train, validation) = corpus.split();
-    let Settings { batch_size, block_size, seed, optimizer, dropout, .. } = settings;
+    let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
+    let TrainingSettings { seed, optimizer, .. } = settings.training;
+    let dropout = settings.model.dropout;
     validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
     let training_split = format!("the training split (first 90 %) of {name}");
-    let batches = Batches::new(train, &training_split, settings.data_order, batch_size, block_size, seed)?;
+    let batches = Batches::new(train, &training_split, data_order, batch_size, block_size, seed)?;
 
-    let gpt = Gpt::new(settings.model(vocabulary.len())?)?;
-    let precision = settings.dtype.precision();
+    let gpt = Gpt::new(settings.model.config(block_size, vocabulary.len())?)?;
+    let precision = settings.training.dtype.precision();
     let device = args.device.open(precision)?;
     if device.precision() != precision {
         let remedy = "add --device cuda or --device emulator, or use --dtype f32";
@@ -131,7 +133,7 @@ fn lm(args: LmArgs) -> Result<Status> {
     };
     let interrupted = interrupted_by_ctrl_c();
     let stop = || interrupted.load(Ordering::SeqCst);
-    let Settings { steps, eval_every, save_every, .. } = settings;
+    let TrainingSettings { steps, eval_every, save_every, .. } = settings.training;
     let schedule = Schedule { from: done, steps, eval_every, save_every };
     let ended = run(&mut training, schedule, &mut log, |s| batches.batch(s), evaluate, save, stop)?;
     let shown = out.display();
@@ -177,8 +179,8 @@ fn is_same(a: &Path, b: &Path) -> bool {
 
 /// The corpus that the settings name, in the given vocabulary or its own; and the settings, which now know the text.
 fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, Vocabulary, Settings)> {
-    let Some(path) = &settings.text else {
-        let (corpus, vocabulary) = addition::corpus(settings.seed);
+    let Some(path) = &settings.data.text else {
+        let (corpus, vocabulary) = addition::corpus(settings.training.seed);
         if let Some(given) = given.filter(|v| **v != vocabulary) {
             let problem = format!("the weights know {} characters, not addition's", given.len());
             return Err(Error::argument("--init", problem, "give a --text in those characters"));
@@ -187,13 +189,13 @@ fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, V
     };
     let text = read_text(path)?;
     let digest: String = Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect();
-    if settings.text_sha256.as_ref().is_some_and(|stored| *stored != digest) {
+    if settings.data.text_sha256.as_ref().is_some_and(|stored| *stored != digest) {
         let remedy = "restore it, or start a new run from the weights with --init";
         return Err(Error::file(path, "has changed since the run began", remedy));
     }
     let vocabulary = given.cloned().unwrap_or_else(|| Vocabulary::of(&text));
     let corpus = Corpus::text(vocabulary.encode(&text, &path.display().to_string())?);
-    settings.text_sha256 = Some(digest);
+    settings.data.text_sha256 = Some(digest);
     Ok((corpus, vocabulary, settings))
 }
 

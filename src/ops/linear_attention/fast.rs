@@ -2,7 +2,7 @@
 
 use super::cpu::{Gradients, Known, Problem, quotient};
 use super::rows::{self, product, transpose};
-use super::schedule::{Chunks, ROWS, for_splits, scan, sum_splits, tiles};
+use super::schedule::{Chunks, ROWS, scan, sum_then_visit, tiles};
 use crate::cpu::lanes::vectorise;
 use crate::cpu::scratch::Aligned;
 use crate::cpu::{Matrix, Mut, Real, Ref, Rows};
@@ -38,10 +38,11 @@ pub(super) fn forward<R: Real>(p: &Problem<R>, out: &Mut<R>, denominators: &Mut<
         });
     } else {
         let totals = &mut states[..p.units() * len];
-        sum_splits(p, s.keys, totals, |unit, rows, sum, buffers| p.add_keys(unit, rows, sum, buffers));
-        for_splits(p, s.queries, |unit, rows, buffers| {
+        let sum_up = |unit: usize, rows: Range<usize>, sum: &mut [R], buffers: &mut Buffers<R>| {
+            p.add_keys(unit, rows, sum, buffers);
+        };
+        sum_then_visit(p, (s.keys, s.queries), totals, sum_up, |unit, rows, state, buffers| {
             let (b, kv_head) = p.unit(unit);
-            let state = &totals[unit * len..][..len];
             for h in p.heads(kv_head) {
                 for rows in tiles(rows.clone()) {
                     p.forward_rows(b, h, rows, 0..0, Some(state), buffers, out, denominators);
@@ -104,25 +105,33 @@ pub(super) fn backward<R: Real>(p: &Problem<R>, known: &Known<R>, to: &Gradients
         }
     } else {
         let mut totals = Aligned::zeros(p.units() * len);
-        sum_splits(p, s.queries, &mut totals, |unit, rows, sum, buffers| {
+        let sum_up = |unit: usize, rows: Range<usize>, sum: &mut [R], buffers: &mut Buffers<R>| {
             let (b, kv_head) = p.unit(unit);
             let state = &known.states[unit * len..][..len];
-            p.turn(Some(unit), Some(state), buffers);
+            p.turn(Some((unit, State::Keys)), Some(state), buffers);
             for h in p.heads(kv_head) {
                 p.load_queries(known, b, h, rows.clone(), buffers);
                 p.backward_queries(known, b, h, rows.clone(), 0..0, Some(state), buffers, to);
                 p.divide_and_add_queries(rows_of(&known.d_out, b, h, rows.start), rows.len(), sum, buffers);
             }
-        });
-        for_splits(p, s.keys, |unit, rows, buffers| {
+        };
+        sum_then_visit(p, (s.queries, s.keys), &mut totals, sum_up, |unit, rows, state, buffers| {
             for rows in tiles(rows) {
-                let state = Some(&totals[unit * len..][..len]);
-                p.turn(Some(unit), state, buffers);
-                p.begin_keys(unit, rows.clone(), state, buffers);
+                p.turn(Some((unit, State::Queries)), Some(state), buffers);
+                p.begin_keys(unit, rows.clone(), Some(state), buffers);
                 p.end_keys(unit, rows, buffers, to);
             }
         });
     }
+}
+
+/// Which rows a state sums up.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// S: Σ φ(k)vᵀ.
+    Keys,
+    /// G: Σ φ(q)/d·doutᵀ.
+    Queries,
 }
 
 /// A thread's tiles.
@@ -143,8 +152,8 @@ pub(super) struct Buffers<R> {
     wide: [Aligned<R>; 2],
     /// The state that a chunk starts from.
     pub state: Aligned<R>,
-    /// S or G transposed, Dv×Dk, and the unit whose total it is, if it is one.
-    turned: (Aligned<R>, Option<usize>),
+    /// S or G transposed, Dv×Dk, and of which unit it is the total, if it is one.
+    turned: (Aligned<R>, Option<(usize, State)>),
     /// φ(k) transposed, Dk×[`ROWS`].
     keys_t: Aligned<R>,
     /// v transposed, Dv×[`ROWS`].
@@ -258,7 +267,7 @@ impl<'a, R: Real> Problem<'a, R> {
     }
 
     /// Transposes S or G, once for all tiles of a unit if it is the unit's total.
-    fn turn(&self, total_of: Option<usize>, state: Option<&[R]>, buffers: &mut Buffers<R>) {
+    fn turn(&self, total_of: Option<(usize, State)>, state: Option<&[R]>, buffers: &mut Buffers<R>) {
         let (dk, dv) = (self.sizes.key_dim, self.sizes.value_dim);
         let (turned, of) = &mut buffers.turned;
         if let Some(state) = state

@@ -32,36 +32,46 @@ fn split(rows: usize, i: usize) -> Range<usize> {
     i * ROWS * TILES..((i + 1) * ROWS * TILES).min(rows)
 }
 
-/// Calls `work` on every split of every unit's rows.
-pub(super) fn for_splits<R: Real>(
+/// Sums up the state of each unit, over its splits, tile by tile, and then over the splits in order; then visits
+/// every split of the unit's other rows with that state.
+///
+/// Where there are units enough to keep the threads busy, one task does both: its state stays in cache, and no thread
+/// waits for the others between.
+pub(super) fn sum_then_visit<R: Real>(
     p: &Problem<R>,
-    rows: usize,
-    work: impl Fn(usize, Range<usize>, &mut Buffers<R>) + Sync,
-) {
-    let n = splits(rows);
-    for_tasks(p.units() * n, || Kept::new(p), |kept, task| work(task / n, split(rows, task % n), kept.get()));
-}
-
-/// The state of each unit: sums over its splits, tile by tile, and then over the splits in order.
-pub(super) fn sum_splits<R: Real>(
-    p: &Problem<R>,
-    rows: usize,
+    (summed, visited): (usize, usize),
     totals: &mut [R],
-    work: impl Fn(usize, Range<usize>, &mut [R], &mut Buffers<R>) + Sync,
+    sum_up: impl Fn(usize, Range<usize>, &mut [R], &mut Buffers<R>) + Sync,
+    visit: impl Fn(usize, Range<usize>, &[R], &mut Buffers<R>) + Sync,
 ) {
-    let (n, len) = (splits(rows), p.state_len());
-    let sum_up = |task: usize, sum: &mut [R], buffers: &mut Buffers<R>| {
+    let (units, len, threads) = (p.units(), p.state_len(), rayon::current_num_threads());
+    let (parts, visits) = (splits(summed), splits(visited));
+    let sum_split = |unit: usize, i: usize, sum: &mut [R], buffers: &mut Buffers<R>| {
         sum.fill(R::ZERO);
-        tiles(split(rows, task % n)).for_each(|rows| work(task / n, rows, sum, buffers));
+        tiles(split(summed, i)).for_each(|rows| sum_up(unit, rows, sum, buffers));
     };
-    if n == 1 {
-        return for_chunks(totals, len, || Kept::new(p), |kept, task, sum| sum_up(task, sum, kept.get()));
+    if units.is_multiple_of(threads) || units >= 4 * threads {
+        let init = || (Kept::new(p), Aligned::zeros(if parts > 1 { len } else { 0 }));
+        return for_chunks(totals, len, init, |(kept, part), unit, total| {
+            let buffers = kept.get();
+            sum_split(unit, 0, total, buffers);
+            for i in 1..parts {
+                sum_split(unit, i, part, buffers);
+                add(total, part);
+            }
+            (0..visits).for_each(|i| visit(unit, split(visited, i), total, buffers));
+        });
     }
-    let mut parts = Aligned::zeros(p.units() * n * len);
-    for_chunks(&mut parts, len, || Kept::new(p), |kept, task, sum| sum_up(task, sum, kept.get()));
-    totals.par_chunks_exact_mut(len).zip(parts.par_chunks_exact(n * len)).for_each(|(total, parts)| {
-        total.copy_from_slice(&parts[..len]);
-        parts.chunks_exact(len).skip(1).for_each(|part| add(total, part));
+    let mut sums = Aligned::zeros(units * parts * len);
+    let init = || Kept::new(p);
+    for_chunks(&mut sums, len, init, |kept, task, sum| sum_split(task / parts, task % parts, sum, kept.get()));
+    totals.par_chunks_exact_mut(len).zip(sums.par_chunks_exact(parts * len)).for_each(|(total, sums)| {
+        total.copy_from_slice(&sums[..len]);
+        sums.chunks_exact(len).skip(1).for_each(|part| add(total, part));
+    });
+    for_tasks(units * visits, init, |kept, task| {
+        let unit = task / visits;
+        visit(unit, split(visited, task % visits), &totals[unit * len..][..len], kept.get());
     });
 }
 
