@@ -1,6 +1,7 @@
 //! One training step of gpt-nano (vocabulary 65, 16 blocks of 128 tokens) on the CPU, for each attention variant.
 
 use attn_engine::cpu::Cpu;
+use attn_engine::data::Batch;
 use attn_engine::model::gpt::attention_variants;
 use attn_engine::model::{Gpt, GptConfig, PRESETS};
 use attn_engine::train::{OptimizerSettings, TrainingStep};
@@ -31,12 +32,13 @@ fn training_step(c: &mut Criterion) {
         let mut step = TrainingStep::new(graph, Arc::new(Cpu::<f32>::new(0)), optimizer, 1).expect("it fits");
         gpt.initialize(step.plan(), 1).expect("the CPU does not fail");
         let tokens: Vec<i32> = (0..ROWS * BLOCK).map(|i| (i * i % VOCABULARY) as i32).collect();
-        let targets: Vec<i32> = tokens.iter().map(|t| (t + 1) % VOCABULARY as i32).collect();
+        let targets = tokens.iter().map(|t| (t + 1) % VOCABULARY as i32).collect();
+        let batch = Batch { tokens, targets, lengths: vec![BLOCK as i32; ROWS] };
         let mut done = 0;
         group.bench_function(format!("{}/{attention}", preset.name), |b| {
             b.iter(|| {
                 done += 1;
-                step.run(done, &tokens, &targets).expect("the CPU does not fail")
+                step.run(done, &batch).expect("the CPU does not fail")
             })
         });
     }

@@ -35,7 +35,7 @@ fn line(a: usize, b: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::IGNORE;
+    use crate::data::{Batch, IGNORE};
 
     #[test]
     fn only_sums_are_predicted() {
@@ -45,8 +45,9 @@ mod tests {
         let text = vocabulary.decode(&corpus.tokens);
         let different: std::collections::BTreeSet<&str> = text.lines().collect();
         assert_eq!(different.len(), 10_000);
-        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
-        corpus.append_block(LINE, LINE, &mut tokens, &mut targets);
+        let mut batch = Batch::default();
+        corpus.append_block(LINE, LINE, &mut batch);
+        let Batch { tokens, targets, .. } = batch;
         assert_eq!(vocabulary.decode(&targets[5..9]), vocabulary.decode(&tokens[6..]));
         assert_eq!((&targets[..5], targets[9]), (&[IGNORE; 5][..], IGNORE));
     }

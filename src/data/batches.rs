@@ -1,6 +1,6 @@
 //! Which blocks a step trains on: a function of the step alone, so that a resumed run goes on as if it had never stopped.
 
-use super::Corpus;
+use super::{Batch, Corpus};
 use crate::error::Result;
 use crate::philox::Philox;
 
@@ -37,12 +37,12 @@ impl Batches {
         Ok(Batches { corpus, order, rows, block, seed })
     }
 
-    /// Tokens and targets of a step, counted from 0: rows × block each.
-    pub fn batch(&self, step: u64) -> (Vec<i32>, Vec<i32>) {
+    /// What a step, counted from 0, learns: rows × block.
+    pub fn batch(&self, step: u64) -> Batch {
         let random = Philox::new(self.seed, STREAM, step as u32);
         let Corpus { tokens, stride, .. } = &self.corpus;
         let starts = (tokens.len() - 1 - self.block) / stride + 1;
-        let (mut inputs, mut targets) = (Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         for row in 0..self.rows {
             let start = match self.order {
                 DataOrder::Random => {
@@ -55,9 +55,9 @@ impl Batches {
                     (index % self.corpus.whole_blocks(self.block) as u64) as usize * self.block
                 }
             };
-            self.corpus.append_block(start, self.block, &mut inputs, &mut targets);
+            self.corpus.append_block(start, self.block, &mut batch);
         }
-        (inputs, targets)
+        batch
     }
 }
 
@@ -72,14 +72,16 @@ mod tests {
     #[test]
     fn sequential_blocks_follow_and_start_over() {
         let batches = batches(14, DataOrder::Sequential, 2, 4).unwrap();
-        assert_eq!(batches.batch(0).0, [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(batches.batch(1), (vec![8, 9, 10, 11, 0, 1, 2, 3], vec![9, 10, 11, 12, 1, 2, 3, 4]));
+        assert_eq!(batches.batch(0).tokens, [0, 1, 2, 3, 4, 5, 6, 7]);
+        let Batch { tokens, targets, lengths } = batches.batch(1);
+        assert_eq!((tokens, targets), (vec![8, 9, 10, 11, 0, 1, 2, 3], vec![9, 10, 11, 12, 1, 2, 3, 4]));
+        assert_eq!(lengths, [4, 4]);
     }
 
     #[test]
     fn random_blocks_reach_both_ends() {
         let batches = batches(6, DataOrder::Random, 64, 4).unwrap();
-        let starts: Vec<i32> = batches.batch(3).0.chunks(4).map(|row| row[0]).collect();
+        let starts: Vec<i32> = batches.batch(3).tokens.chunks(4).map(|row| row[0]).collect();
         assert!(starts.contains(&0) && starts.contains(&1) && starts.iter().all(|s| (0..2).contains(s)));
         assert_ne!(batches.batch(3), batches.batch(4));
     }

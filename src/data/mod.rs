@@ -12,6 +12,17 @@ use crate::error::{Error, Result};
 /// The target that counts for nothing.
 pub const IGNORE: i32 = -1;
 
+/// Rows of tokens, one after another and of one length, with what is to be predicted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// What the model sees.
+    pub tokens: Vec<i32>,
+    /// What follows each token, or [`IGNORE`].
+    pub targets: Vec<i32>,
+    /// Tokens of each row that are no padding.
+    pub lengths: Vec<i32>,
+}
+
 /// A row of tokens to be learned.
 #[derive(Debug, Clone)]
 pub struct Corpus {
@@ -58,16 +69,17 @@ impl Corpus {
         Ok(())
     }
 
-    /// Appends the block that starts at `start` to tokens and targets. Past the end of the corpus, tokens are 0 and
-    /// targets [`IGNORE`].
-    pub fn append_block(&self, start: usize, block: usize, tokens: &mut Vec<i32>, targets: &mut Vec<i32>) {
+    /// Appends the block that starts at `start` to a batch. Past the end of the corpus, tokens are 0 and targets
+    /// [`IGNORE`].
+    pub fn append_block(&self, start: usize, block: usize, batch: &mut Batch) {
         let end = (start + block).min(self.tokens.len().saturating_sub(1)).max(start);
         let padding = block - (end - start);
         let target = |i: usize| if (self.counts)(i % self.stride) { self.tokens[i] } else { IGNORE };
-        tokens.extend(self.tokens.get(start..end).unwrap_or_default());
-        targets.extend((start + 1..end + 1).map(target));
-        tokens.extend(std::iter::repeat_n(0, padding));
-        targets.extend(std::iter::repeat_n(IGNORE, padding));
+        batch.tokens.extend(self.tokens.get(start..end).unwrap_or_default());
+        batch.targets.extend((start + 1..end + 1).map(target));
+        batch.tokens.extend(std::iter::repeat_n(0, padding));
+        batch.targets.extend(std::iter::repeat_n(IGNORE, padding));
+        batch.lengths.push((end - start) as i32);
     }
 }
 
@@ -86,12 +98,13 @@ mod tests {
     fn blocks_cover_every_prediction_once() {
         let corpus = Corpus::text((0..11).collect());
         assert_eq!((corpus.whole_blocks(4), corpus.all_blocks(4)), (2, 3));
-        let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         for i in 0..corpus.all_blocks(4) {
-            corpus.append_block(4 * i, 4, &mut tokens, &mut targets);
+            corpus.append_block(4 * i, 4, &mut batch);
         }
-        assert_eq!(tokens, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0]);
-        assert_eq!(targets, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, IGNORE, IGNORE]);
+        assert_eq!(batch.lengths, [4, 4, 2]);
+        assert_eq!(batch.tokens, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0]);
+        assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, IGNORE, IGNORE]);
         assert_eq!(Corpus::text(vec![3, 4]).whole_blocks(1), 1);
         assert_eq!(Corpus::text(vec![]).all_blocks(4), 0);
     }

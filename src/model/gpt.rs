@@ -3,6 +3,7 @@
 //! Parameters have Hugging Face's names, shapes and layouts (a block's weights are stored (in, out), the head's
 //! (out, in)), so that a checkpoint is theirs as it is. Attention is any variant of the registry.
 
+use super::Inputs;
 use crate::data::IGNORE;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
@@ -72,12 +73,8 @@ pub struct Gpt {
 pub struct LossGraph {
     /// The model and its loss.
     pub graph: Graph,
-    /// Tokens (B,T), to be written.
-    pub tokens: Tensor,
-    /// Targets (B,T), to be written.
-    pub targets: Tensor,
-    /// Seed low, seed high and step, to be written, where the model draws dropout masks.
-    pub random: Option<Tensor>,
+    /// What is to be written before each run.
+    pub inputs: Inputs,
     /// The mean over targets that count.
     pub loss: Tensor,
 }
@@ -195,7 +192,7 @@ impl Gpt {
         let random = (dropout > 0.0).then(|| graph.indices("random", &[3], any));
         let logits = self.logits(&mut graph, tokens, random.map(|r| (dropout, r)))?;
         let loss = graph.one(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
-        Ok(LossGraph { graph, tokens, targets, random, loss })
+        Ok(LossGraph { graph, inputs: Inputs { tokens, targets, lengths: None, random }, loss })
     }
 
     /// Writes [`Gpt::initial`] values to a plan of this model.

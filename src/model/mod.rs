@@ -2,8 +2,10 @@
 
 pub mod config;
 pub mod gpt;
+mod inputs;
 mod sample;
 pub mod weights;
 
 pub use gpt::{Gpt, GptConfig, LossGraph, PRESETS, Preset};
+pub use inputs::Inputs;
 pub use sample::Sampler;

@@ -1,18 +1,17 @@
 //! The mean loss over consecutive blocks.
 
-use crate::data::Corpus;
+use crate::data::{Batch, Corpus, IGNORE};
 use crate::device::Device;
 use crate::error::Result;
 use crate::graph::Tensor;
-use crate::model::LossGraph;
+use crate::model::{Inputs, LossGraph};
 use crate::plan::{Plan, PlanOptions};
 use std::sync::Arc;
 
 /// A model planned forward only, with its loss.
 pub struct Evaluator {
     plan: Plan,
-    tokens: Tensor,
-    targets: Tensor,
+    inputs: Inputs,
     loss: Tensor,
 }
 
@@ -38,9 +37,9 @@ impl Evaluator {
     /// # Errors
     /// If the device has too little memory.
     pub fn new(graph: LossGraph, device: Arc<dyn Device>) -> Result<Evaluator> {
-        let LossGraph { graph, tokens, targets, loss, .. } = graph;
+        let LossGraph { graph, inputs, loss } = graph;
         let options = PlanOptions { keep: vec![loss], ..Default::default() };
-        Ok(Evaluator { plan: Plan::new(graph, device, &options)?, tokens, targets, loss })
+        Ok(Evaluator { plan: Plan::new(graph, device, &options)?, inputs, loss })
     }
 
     /// The plan, whose parameters are to be written.
@@ -53,18 +52,17 @@ impl Evaluator {
     /// # Errors
     /// If the corpus has tokens that the model does not know, or the device fails.
     pub fn run(&self, corpus: &Corpus, blocks: usize, mut progress: impl FnMut(usize)) -> Result<Evaluation> {
-        let [rows, block] = self.plan.graph().shape(self.tokens)[..] else { unreachable!("tokens are (B,T)") };
+        let (rows, block) = self.inputs.shape(&self.plan);
         let (mut sum, mut count) = (0.0, 0);
         for first in (0..blocks).step_by(rows) {
-            let (mut tokens, mut targets) = (Vec::new(), Vec::new());
+            let mut batch = Batch::default();
             for row in first..first + rows {
                 // Rows past the last block are padding: they start past the end.
                 let start = if row < blocks { row * block } else { corpus.tokens.len() };
-                corpus.append_block(start, block, &mut tokens, &mut targets);
+                corpus.append_block(start, block, &mut batch);
             }
-            let counted = targets.iter().filter(|&&t| t >= 0).count();
-            self.plan.write_indices(self.tokens, &tokens)?;
-            self.plan.write_indices(self.targets, &targets)?;
+            let counted = batch.targets.iter().filter(|&&t| t != IGNORE).count();
+            self.inputs.write(&self.plan, &batch)?;
             self.plan.forward()?;
             sum += self.plan.read(self.loss)?[0] * counted as f64;
             count += counted;

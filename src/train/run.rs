@@ -1,6 +1,7 @@
 //! The loop.
 
 use super::{Evaluation, Log, Progress, TrainingStep};
+use crate::data::Batch;
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ pub enum Ended {
     Interrupted(u64),
 }
 
-/// Trains by the schedule. `batch` gives the tokens and targets of a step (counted from 0), `evaluate` the validation
+/// Trains by the schedule. `batch` gives what a step (counted from 0) learns, `evaluate` the validation
 /// loss, `save` writes a checkpoint after so many steps; `stop` asks whether to stop after the present step.
 ///
 /// # Errors
@@ -37,7 +38,7 @@ pub fn run(
     training: &mut TrainingStep,
     schedule: Schedule,
     log: &mut Log,
-    batch: impl Fn(u64) -> (Vec<i32>, Vec<i32>),
+    batch: impl Fn(u64) -> Batch,
     mut evaluate: impl FnMut(&TrainingStep) -> Result<Evaluation>,
     mut save: impl FnMut(&TrainingStep, u64) -> Result<()>,
     stop: impl Fn() -> bool,
@@ -46,9 +47,9 @@ pub fn run(
     let mut progress = Progress::new("training", from, steps);
     for step in from..steps {
         let start = Instant::now();
-        let (tokens, targets) = batch(step);
-        let loss = training.run(step, &tokens, &targets)?;
-        let tokens_per_s = tokens.len() as f64 / start.elapsed().as_secs_f64();
+        let batch = batch(step);
+        let loss = training.run(step, &batch)?;
+        let tokens_per_s = batch.tokens.len() as f64 / start.elapsed().as_secs_f64();
         let done = step + 1;
         if !loss.is_finite() {
             let remedy = "resume from the last checkpoint with a smaller --lr, or check the weights given by --init";

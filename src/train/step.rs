@@ -1,9 +1,10 @@
 //! One training step: batch in, loss out. Everything between is launched in one go where the device can capture it.
 
+use crate::data::Batch;
 use crate::device::Device;
 use crate::error::Result;
 use crate::graph::Tensor;
-use crate::model::LossGraph;
+use crate::model::{Inputs, LossGraph};
 use crate::optimizer::{AdamW, ClipGradientNorm};
 use crate::plan::{Plan, PlanOptions};
 use std::sync::Arc;
@@ -44,9 +45,7 @@ enum Replay {
 /// A planned model with its optimiser.
 pub struct TrainingStep {
     plan: Plan,
-    tokens: Tensor,
-    targets: Tensor,
-    random: Option<Tensor>,
+    inputs: Inputs,
     loss: Tensor,
     settings: OptimizerSettings,
     clip: ClipGradientNorm,
@@ -66,14 +65,14 @@ impl TrainingStep {
         settings: OptimizerSettings,
         seed: u64,
     ) -> Result<TrainingStep> {
-        let LossGraph { graph, tokens, targets, random, loss } = graph;
+        let LossGraph { graph, inputs, loss } = graph;
         let options = PlanOptions { roots: vec![loss], optimizer_slots: SLOTS, ..Default::default() };
         let plan = Plan::new(graph, device, &options)?;
         let OptimizerSettings { beta1, beta2, eps, weight_decay, max_norm, .. } = settings;
         let decayed = plan.parameter_elements().1;
         let clip = ClipGradientNorm { max_norm };
         let adamw = AdamW { beta1, beta2, eps, weight_decay, decayed };
-        Ok(TrainingStep { plan, tokens, targets, random, loss, settings, clip, adamw, seed, replay: Replay::Cold })
+        Ok(TrainingStep { plan, inputs, loss, settings, clip, adamw, seed, replay: Replay::Cold })
     }
 
     /// The plan, whose parameters are trained.
@@ -90,13 +89,9 @@ impl TrainingStep {
     ///
     /// # Errors
     /// If the batch does not fit the plan, or the device fails.
-    pub fn run(&mut self, step: u64, tokens: &[i32], targets: &[i32]) -> Result<f64> {
-        self.plan.write_indices(self.tokens, tokens)?;
-        self.plan.write_indices(self.targets, targets)?;
-        if let Some(random) = self.random {
-            let words = [self.seed as i32, (self.seed >> 32) as i32, step as i32];
-            self.plan.write_indices(random, &words)?;
-        }
+    pub fn run(&mut self, step: u64, batch: &Batch) -> Result<f64> {
+        self.inputs.write(&self.plan, batch)?;
+        self.inputs.write_random(&self.plan, self.seed, step)?;
         let OptimizerSettings { lr, beta1, beta2, .. } = self.settings;
         let t = (step + 1).min(i32::MAX as u64) as i32;
         self.plan.write_hyper(&[lr, 1.0 - beta1.powi(t), 1.0 - beta2.powi(t)])?;

@@ -120,7 +120,8 @@ impl SettingsArgs {
 fn leaves(settings: &Settings) -> Vec<(String, Value)> {
     fn flat(fields: Value) -> Vec<(String, Value)> {
         let Value::Object(fields) = fields else { unreachable!("settings are structs") };
-        let of_field = |(name, value): (String, Value)| if value.is_object() { flat(value) } else { vec![(name, value)] };
+        let of_field =
+            |(name, value): (String, Value)| if value.is_object() { flat(value) } else { vec![(name, value)] };
         fields.into_iter().flat_map(of_field).collect()
     }
     flat(serde_json::to_value(settings).expect("settings are plain data"))
