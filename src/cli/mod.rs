@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod completions;
+mod curves;
 pub mod device;
 pub mod devices;
 pub mod eval;
@@ -9,6 +10,7 @@ pub mod generate;
 pub mod kernels;
 pub mod run;
 pub mod settings;
+mod sweep;
 pub mod train;
 pub mod validate;
 

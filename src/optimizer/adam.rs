@@ -106,7 +106,7 @@ mod tests {
     fn a_step_as_worked_out_by_hand() {
         let adam = Adam { beta1: 0.5, beta2: 0.75, eps: 0.0, weight_decay_l2: 0.5, decayed: 1 };
         let (mut theta, mut m, mut v) = (vec![4.0, 4.0], vec![0.0; 2], vec![0.0; 2]);
-        let mut step = |t: u64, g: f64, theta: &mut Vec<f64>, m: &mut Vec<f64>, v: &mut Vec<f64>| {
+        let step = |t: u64, g: f64, theta: &mut Vec<f64>, m: &mut Vec<f64>, v: &mut Vec<f64>| {
             let (mut g, mut hyper) = (vec![g; 2], adam.hyper(0.1, t).to_vec());
             adam.update_cpu(vec![theta, &mut g, m, v, &mut hyper], Mode::Fast);
         };

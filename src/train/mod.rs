@@ -3,11 +3,12 @@
 pub mod checkpoint;
 pub mod directory;
 mod evaluate;
-mod log;
+pub mod log;
 mod progress;
 mod run;
 mod schedule;
 mod step;
+mod tensorboard;
 mod watch;
 
 pub use evaluate::{Evaluation, Evaluator};

@@ -7,6 +7,8 @@ mod plot;
 mod report;
 mod roofline;
 
+pub(crate) use plot::{png, register_fonts};
+
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
 use crate::error::{Error, Result};
