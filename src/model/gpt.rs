@@ -8,11 +8,11 @@ use crate::data::IGNORE;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::ops::add::Add;
-use crate::ops::cross_entropy::CrossEntropy;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::Embedding;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Gelu, Linear, WeightLayout};
+use crate::ops::linear_cross_entropy::LinearCrossEntropy;
 use crate::ops::{OPS, RecordAttention};
 use crate::philox::Philox;
 use crate::plan::Plan;
@@ -66,6 +66,15 @@ pub struct GptConfig {
 pub struct Gpt {
     config: GptConfig,
     attention: RecordAttention,
+}
+
+/// A recorded model up to its head.
+#[derive(Debug, Clone)]
+pub struct Hidden {
+    /// The last LayerNorm's output (B,T,C).
+    pub states: Tensor,
+    /// The head's weight (V,C).
+    pub head: Tensor,
 }
 
 /// A recorded loss: what the training loop and evaluation know of a model.
@@ -131,6 +140,15 @@ impl Gpt {
     /// # Errors
     /// If an op refuses its inputs; a valid configuration gives none.
     pub fn logits(&self, g: &mut Graph, tokens: Tensor, dropout: Option<(f64, Tensor)>) -> Result<Tensor> {
+        let Hidden { states, head } = self.hidden(g, tokens, dropout)?;
+        g.one(Linear { weight: WeightLayout::OutIn, bias: false, gelu: None }, &[states, head])
+    }
+
+    /// Records all but the head, as [`Gpt::logits`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hidden(&self, g: &mut Graph, tokens: Tensor, dropout: Option<(f64, Tensor)>) -> Result<Hidden> {
         let c = self.config.width;
         let wte = g.parameter("transformer.wte.weight", &[self.config.vocabulary, c], false);
         let wpe = g.parameter("transformer.wpe.weight", &[self.config.block, c], false);
@@ -157,9 +175,9 @@ impl Gpt {
             let y = drop(g, y)?;
             x = g.one(Add, &[x, y])?;
         }
-        let x = layer_norm(g, "transformer.ln_f", x, c)?;
+        let states = layer_norm(g, "transformer.ln_f", x, c)?;
         let head = g.parameter("lm_head.weight", &[self.config.vocabulary, c], true);
-        g.one(Linear { weight: WeightLayout::OutIn, bias: false, gelu: None }, &[x, head])
+        Ok(Hidden { states, head })
     }
 
     fn attend(&self, g: &mut Graph, name: &str, x: Tensor) -> Result<Tensor> {
@@ -192,8 +210,8 @@ impl Gpt {
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);
         let any = i32::MIN as i64..i32::MAX as i64 + 1;
         let random = (dropout > 0.0).then(|| graph.indices("random", &[3], any));
-        let logits = self.logits(&mut graph, tokens, random.map(|r| (dropout, r)))?;
-        let losses = graph.record(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
+        let Hidden { states, head } = self.hidden(&mut graph, tokens, random.map(|r| (dropout, r)))?;
+        let losses = graph.record(LinearCrossEntropy { ignore: IGNORE }, &[states, head, targets])?;
         let inputs = Inputs { tokens, targets, lengths: None, random };
         Ok(LossGraph { graph, inputs, loss: losses[0], token_losses: losses[1] })
     }

@@ -174,21 +174,33 @@ struct Statistics<R> {
 struct ForwardTask<'a, R> {
     group: &'a Group<R>,
     classes: Classes<'a, R>,
+    /// TILE×BLOCK numbers to work in.
+    logits: &'a mut [R],
 }
 
 /// Takes the logits of N vectors of rows, from column `at` of the tile on, into their statistics.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // Over several, iterators read worse.
 fn gather<R: Real, S: Simd<R>, const N: usize>(s: S, logits: &[R], at: usize, largest: &mut [R], sum: &mut [R]) {
-    let load = |row: &[R], j: usize| s.load(&row[at + j * S::LANES..]);
-    let before: [S::V; N] = std::array::from_fn(|j| s.load(&largest[j * S::LANES..]));
-    let mut high = before;
-    for row in logits.chunks_exact(BLOCK) {
-        // A NaN is dropped here, not by the sum.
-        (0..N).for_each(|j| high[j] = s.max(load(row, j), high[j]));
+    let zero = s.splat(R::ZERO);
+    let (mut before, mut high, mut sums) = ([zero; N], [zero; N], [zero; N]);
+    for j in 0..N {
+        before[j] = s.load(&largest[j * S::LANES..]);
+        high[j] = before[j];
     }
-    let mut sums: [S::V; N] = std::array::from_fn(|j| s.load(&sum[j * S::LANES..]) * s.exp_small(before[j] - high[j]));
     for row in logits.chunks_exact(BLOCK) {
-        (0..N).for_each(|j| sums[j] = sums[j] + s.exp_small(load(row, j) - high[j]));
+        for j in 0..N {
+            // A NaN is dropped here, not by the sum.
+            high[j] = s.max(s.load(&row[at + j * S::LANES..]), high[j]);
+        }
+    }
+    for j in 0..N {
+        sums[j] = s.load(&sum[j * S::LANES..]) * s.exp_small(before[j] - high[j]);
+    }
+    for row in logits.chunks_exact(BLOCK) {
+        for j in 0..N {
+            sums[j] = sums[j] + s.exp_small(s.load(&row[at + j * S::LANES..]) - high[j]);
+        }
     }
     for j in 0..N {
         s.store(high[j], &mut largest[j * S::LANES..]);
@@ -201,32 +213,30 @@ impl<R: Real> Kernel<R> for ForwardTask<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) -> Statistics<R> {
-        let ForwardTask { group, classes } = self;
+        let ForwardTask { group, classes, logits } = self;
         // Finite, so that logits of −∞ alone give 0 as a sum and no NaN.
         let (mut largest, mut sum) = (vec![R::from_f64(-3e38); group.rows], vec![R::ZERO; group.rows]);
         let mut target = vec![R::ZERO; group.rows];
-        with_scratch([TILE * BLOCK], |[logits]| {
-            for (before, weight) in classes.tiles() {
-                let logits = &mut logits[..weight.len() / classes.columns * BLOCK];
-                for first in (0..group.rows).step_by(BLOCK) {
-                    classes.logits(s, weight, group, first, logits);
-                    let (mut at, end) = (0, BLOCK.min(group.rows - first));
-                    while at < end {
-                        let (largest, sum) = (&mut largest[first + at..], &mut sum[first + at..]);
-                        if end - at >= 4 * S::LANES {
-                            gather::<R, S, 4>(s, logits, at, largest, sum);
-                            at += 4 * S::LANES;
-                        } else {
-                            gather::<R, S, 1>(s, logits, at, largest, sum);
-                            at += S::LANES;
-                        }
-                    }
-                    for (row, class) in classes.targets(before, group, first) {
-                        target[first + row] = logits[class * BLOCK + row];
+        for (before, weight) in classes.tiles() {
+            let logits = &mut logits[..weight.len() / classes.columns * BLOCK];
+            for first in (0..group.rows).step_by(BLOCK) {
+                classes.logits(s, weight, group, first, logits);
+                let (mut at, end) = (0, BLOCK.min(group.rows - first));
+                while at < end {
+                    let (largest, sum) = (&mut largest[first + at..], &mut sum[first + at..]);
+                    if end - at >= 4 * S::LANES {
+                        gather::<R, S, 4>(s, logits, at, largest, sum);
+                        at += 4 * S::LANES;
+                    } else {
+                        gather::<R, S, 1>(s, logits, at, largest, sum);
+                        at += S::LANES;
                     }
                 }
+                for (row, class) in classes.targets(before, group, first) {
+                    target[first + row] = logits[class * BLOCK + row];
+                }
             }
-        });
+        }
         Statistics { largest, sum, target }
     }
 }
@@ -240,6 +250,8 @@ struct BackwardTask<'a, R> {
     wants_hidden: bool,
     /// The gradient of the classes' weights, if it is needed, and whether to add to what is there.
     d_weight: Option<(&'a mut [R], bool)>,
+    /// TILE×BLOCK numbers to work in; and, where the columns are no whole vectors, twice TILE rows of padded columns.
+    scratch: [&'a mut [R]; 3],
 }
 
 /// logits ← softmax(logits)·scale, for a block's rows.
@@ -259,61 +271,60 @@ impl<R: Real> Kernel<R> for BackwardTask<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd<R>>(self, s: S) -> Vec<R> {
-        let BackwardTask { group, classes, scale, wants_hidden, mut d_weight } = self;
+        let BackwardTask { group, classes, scale, wants_hidden, mut d_weight, scratch } = self;
+        let [logits, weight_copy, d_copy] = scratch;
         let (columns, padded) = (classes.columns, columns_padded(classes.columns));
         let mut d_hidden = vec![R::ZERO; if wants_hidden { group.rows * padded } else { 0 }];
         // Rows of the products below are whole vectors: weights of other widths, and their gradients, go by way of copies.
-        let copied = if columns == padded { 0 } else { TILE * padded };
-        with_scratch([TILE * BLOCK, copied, copied], |[logits, weight_copy, d_copy]| {
-            weight_copy.fill(R::ZERO);
-            for (before, weight) in classes.tiles() {
-                let count = weight.len() / columns;
-                let logits = &mut logits[..count * BLOCK];
-                for (to, from) in weight_copy.chunks_exact_mut(padded).zip(weight.chunks_exact(columns)) {
-                    to[..columns].copy_from_slice(from);
+        let copied = columns != padded;
+        weight_copy.fill(R::ZERO);
+        for (before, weight) in classes.tiles() {
+            let count = weight.len() / columns;
+            let logits = &mut logits[..count * BLOCK];
+            for (to, from) in weight_copy.chunks_exact_mut(padded).zip(weight.chunks_exact(columns)) {
+                to[..columns].copy_from_slice(from);
+            }
+            let rows_of_weight: &[R] = if copied { weight_copy } else { weight };
+            for first in (0..group.rows).step_by(BLOCK) {
+                let block = BLOCK.min(group.rows - first);
+                classes.logits(s, weight, group, first, logits);
+                probabilities(s, logits, &group.lse[first..first + block], scale);
+                for (row, class) in classes.targets(before, group, first) {
+                    logits[class * BLOCK + row] -= scale;
                 }
-                let rows_of_weight: &[R] = if copied == 0 { weight } else { weight_copy };
-                for first in (0..group.rows).step_by(BLOCK) {
-                    let block = BLOCK.min(group.rows - first);
-                    classes.logits(s, weight, group, first, logits);
-                    probabilities(s, logits, &group.lse[first..first + block], scale);
-                    for (row, class) in classes.targets(before, group, first) {
-                        logits[class * BLOCK + row] -= scale;
-                    }
-                    if wants_hidden {
-                        s.call(Product {
-                            m: block,
-                            k: count,
-                            columns: padded,
-                            a: logits,
-                            a_strides: (1, BLOCK),
-                            b: rows_of_weight,
-                            b_row: padded,
-                            c: Rows::of(&mut d_hidden[first * padded..], padded, padded),
-                            add: before > 0,
-                        });
-                    }
-                    let Some((d_weight, add)) = &mut d_weight else { continue };
-                    let d_tile = &mut d_weight[before * columns..][..count * columns];
+                if wants_hidden {
                     s.call(Product {
-                        m: count,
-                        k: block,
+                        m: block,
+                        k: count,
                         columns: padded,
                         a: logits,
-                        a_strides: (BLOCK, 1),
-                        b: &group.hidden[first * padded..],
+                        a_strides: (1, BLOCK),
+                        b: rows_of_weight,
                         b_row: padded,
-                        c: Rows::of(if copied == 0 { &mut *d_tile } else { &mut *d_copy }, padded, padded),
-                        add: first > 0 || *add && copied == 0,
+                        c: Rows::of(&mut d_hidden[first * padded..], padded, padded),
+                        add: before > 0,
                     });
-                    if copied > 0 && first + block == group.rows {
-                        for (to, from) in d_tile.chunks_exact_mut(columns).zip(d_copy.chunks_exact(padded)) {
-                            add_to(to, &from[..columns], *add);
-                        }
+                }
+                let Some((d_weight, add)) = &mut d_weight else { continue };
+                let d_tile = &mut d_weight[before * columns..][..count * columns];
+                s.call(Product {
+                    m: count,
+                    k: block,
+                    columns: padded,
+                    a: logits,
+                    a_strides: (BLOCK, 1),
+                    b: &group.hidden[first * padded..],
+                    b_row: padded,
+                    c: Rows::of(if copied { &mut *d_copy } else { &mut *d_tile }, padded, padded),
+                    add: first > 0 || *add && !copied,
+                });
+                if copied && first + block == group.rows {
+                    for (to, from) in d_tile.chunks_exact_mut(columns).zip(d_copy.chunks_exact(padded)) {
+                        add_to(to, &from[..columns], *add);
                     }
                 }
             }
-        });
+        }
         d_hidden
     }
 }
@@ -393,7 +404,9 @@ fn forward<R: Real>(head: &Head<R>, counted: &[usize], lses: &mut [R], token_los
         let tasks = groups.iter().flat_map(|group| head.parts(division).map(move |classes| (group, classes)));
         let tasks: Vec<_> = tasks.collect();
         let statistics: Vec<Statistics<R>> = (tasks.into_par_iter().with_max_len(1))
-            .map(|(group, classes)| vectorise(ForwardTask { group, classes }))
+            .map(|(group, classes)| {
+                with_scratch([TILE * BLOCK], |[logits]| vectorise(ForwardTask { group, classes, logits }))
+            })
             .collect();
         for (rows, parts) in rows.chunks(division.group).zip(statistics.chunks(division.parts)) {
             for (i, &row) in rows.iter().enumerate() {
@@ -422,6 +435,7 @@ fn backward<R: Real>(
         d_weight.fill(R::ZERO);
     }
     let (columns, padded, wants_hidden) = (head.columns, columns_padded(head.columns), d_hidden.is_some());
+    let copied = if columns == padded { 0 } else { TILE * padded };
     let mut partial = vec![R::ZERO; if division.groups > 1 { division.groups * head.weight.len() } else { 0 }];
     for rows in counted.chunks(division.group * division.groups) {
         let groups: Vec<Group<R>> = rows.par_chunks(division.group).map(|rows| head.pack(rows, Some(lses))).collect();
@@ -439,7 +453,9 @@ fn backward<R: Real>(
         let tasks: Vec<_> = tasks.zip(to.drain(..)).collect();
         let sums: Vec<Vec<R>> = (tasks.into_par_iter().with_max_len(1))
             .map(|((group, classes), d_weight)| {
-                vectorise(BackwardTask { group, classes, scale, wants_hidden, d_weight })
+                with_scratch([TILE * BLOCK, copied, copied], |scratch| {
+                    vectorise(BackwardTask { group, classes, scale, wants_hidden, d_weight, scratch })
+                })
             })
             .collect();
         drop(to);
