@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub struct Answers {
     plan: Plan,
     tokens: Tensor,
+    lengths: Option<Tensor>,
     logits: Tensor,
 }
 
@@ -55,9 +56,10 @@ impl Answers {
     pub fn new(gpt: &Gpt, rows: usize, device: Arc<dyn Device>) -> Result<Answers> {
         let (config, mut graph) = (gpt.config(), Graph::new());
         let tokens = graph.indices("tokens", &[rows, config.block], 0..config.vocabulary as i64);
-        let logits = gpt.logits(&mut graph, tokens, None)?;
+        let conditions = gpt.conditions(&mut graph, [rows, config.block], Default::default());
+        let logits = gpt.logits(&mut graph, tokens, conditions)?;
         let options = PlanOptions { keep: vec![logits], ..Default::default() };
-        Ok(Answers { plan: Plan::new(graph, device, &options)?, tokens, logits })
+        Ok(Answers { plan: Plan::new(graph, device, &options)?, tokens, lengths: conditions.lengths, logits })
     }
 
     /// The plan, whose parameters are to be written.
@@ -72,8 +74,9 @@ impl Answers {
     pub fn run(&self, batches: impl IntoIterator<Item = Batch>) -> Result<Score> {
         let vocabulary = self.plan.graph().shape(self.logits)[2];
         let mut score = Score::default();
-        for Batch { tokens, targets, .. } in batches {
+        for Batch { tokens, targets, lengths } in batches {
             self.plan.write_indices(self.tokens, &tokens)?;
+            self.lengths.map_or(Ok(()), |to| self.plan.write_indices(to, &lengths))?;
             self.plan.forward()?;
             let logits = self.plan.read(self.logits)?;
             for (logits, &target) in logits.chunks_exact(vocabulary).zip(&targets).filter(|(_, t)| **t != IGNORE) {

@@ -7,7 +7,7 @@ use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::model::gpt::attention_variants;
-use crate::model::{Gpt, GptConfig};
+use crate::model::{Gpt, GptConfig, Positions};
 use crate::train::{Answers, OptimizerSettings, TrainingStep, interrupted_by_ctrl_c};
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
@@ -66,6 +66,9 @@ pub struct TasksArgs {
     /// Width of the model, which heads share
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     width: u16,
+    /// How the model knows where a token stands
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Positions::Rotary)]
+    positions: Positions,
     /// Runs of each variant, with seeds 1, 2, …
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
     seeds: u16,
@@ -189,14 +192,10 @@ impl Bench<'_> {
         let Bench { args, task, sizes, device } = self;
         let (rows, block) = (args.batch_size as usize, task.block());
         let [layers, heads, width] = [args.layers, args.heads, args.width].map(usize::from);
-        let gpt = Gpt::new(GptConfig {
-            layers,
-            heads,
-            width,
-            block,
-            vocabulary: task.vocabulary().len(),
-            attention: variant.into(),
-        })?;
+        let (vocabulary, positions) = (task.vocabulary().len(), args.positions);
+        let attention = vec![variant.to_string()];
+        let shape = GptConfig { layers, heads, width, block, vocabulary, ..Default::default() };
+        let gpt = Gpt::new(GptConfig { attention, positions, ..shape })?;
         let batches = TaskBatches::new(*task, rows, block, seed)?;
         let optimizer =
             OptimizerSettings { lr: args.lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
