@@ -31,6 +31,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("tiles_f32.cuh", include_str!("../../kernels/tiles_f32.cuh")),
+    ("softmax_attention.cuh", include_str!("../../kernels/softmax_attention.cuh")),
     ("tiles_mma.cuh", include_str!("../../kernels/tiles_mma.cuh")),
 ];
 
