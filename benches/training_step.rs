@@ -24,7 +24,8 @@ fn training_step(c: &mut Criterion) {
             width: preset.width,
             block: BLOCK,
             vocabulary: VOCABULARY,
-            attention: attention.into(),
+            attention: vec![attention.into()],
+            ..Default::default()
         })
         .expect("a preset is a valid model");
         let options = StepOptions::new(OptimizerSettings::of(OptimizerName::AdamW), 1);

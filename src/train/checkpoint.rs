@@ -9,7 +9,7 @@ use super::directory;
 use super::{TrainingStep, Watch};
 use crate::data::Vocabulary;
 use crate::error::{Error, Result};
-use crate::model::{GptConfig, weights};
+use crate::model::{DropoutRates, GptConfig, weights};
 use crate::plan::Plan;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,7 +30,6 @@ pub const BEST: &str = "best";
 pub struct Checkpoint {
     directory: PathBuf,
     config: GptConfig,
-    tied: bool,
     vocabulary: Vocabulary,
 }
 
@@ -53,7 +52,7 @@ pub fn write(
     training: &TrainingStep,
     config: &GptConfig,
     vocabulary: &Vocabulary,
-    dropout: f64,
+    dropout: DropoutRates,
     state: State,
     settings: &impl serde::Serialize,
 ) -> Result<()> {
@@ -141,13 +140,13 @@ impl Checkpoint {
             return Err(Error::file(directory, "is no directory", remedy));
         }
         directory::settle(directory)?;
-        let (config, tied) = GptConfig::read(&directory.join(CONFIG))?;
+        let config = GptConfig::read(&directory.join(CONFIG))?;
         let vocabulary = Vocabulary::from_tokenizer(&directory.join(TOKENIZER))?;
         if vocabulary.len() != config.vocabulary {
             let problem = format!("has {} characters, config.json says {}", vocabulary.len(), config.vocabulary);
             return Err(Error::file(directory.join(TOKENIZER), problem, "restore the checkpoint"));
         }
-        Ok(Checkpoint { directory: directory.to_path_buf(), config, tied, vocabulary })
+        Ok(Checkpoint { directory: directory.to_path_buf(), config, vocabulary })
     }
 
     /// The model's configuration.
@@ -166,7 +165,7 @@ impl Checkpoint {
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load_parameters(&self, plan: &Plan) -> Result<()> {
         let path = self.directory.join(MODEL);
-        weights::to_plan(plan, weights::read(&path)?, self.tied, &path)
+        weights::to_plan(plan, weights::read(&path)?, self.config.tied, &path)
     }
 
     /// Writes the optimiser's state to a plan.
@@ -233,7 +232,7 @@ impl Initial {
             return Err(Error::file(path, "does not exist", "give --init a directory with weights in this file"));
         }
         let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
-        let tied = config.exists() && GptConfig::read(&config)?.1;
+        let tied = config.exists() && GptConfig::read(&config)?.tied;
         let vocabulary = tokenizer.exists().then(|| Vocabulary::from_tokenizer(&tokenizer)).transpose()?;
         Ok(Initial { path, tied, vocabulary })
     }

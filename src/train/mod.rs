@@ -1,5 +1,6 @@
 //! Training: a loop that knows nothing of a model but its loss, and what it leaves on disk.
 
+mod answers;
 pub mod checkpoint;
 pub mod directory;
 mod evaluate;
@@ -11,6 +12,7 @@ mod step;
 mod tensorboard;
 mod watch;
 
+pub use answers::{Answers, Score};
 pub use evaluate::{Evaluation, Evaluator};
 pub use log::Log;
 pub use progress::Progress;

@@ -213,9 +213,9 @@ mod tests {
         let x = graph.one(Embedding { positions: false }, &[tokens, wte]).unwrap();
         let x = graph.one(Dropout { p: dropout, stream: 0 }, &[x, random]).unwrap();
         let logits = graph.one(Linear::TORCH, &[x, weight, bias]).unwrap();
-        let loss = graph.one(CrossEntropy { ignore: -1 }, &[logits, targets]).unwrap();
+        let losses = graph.record(CrossEntropy { ignore: -1 }, &[logits, targets]).unwrap();
         let inputs = Inputs { tokens, targets, lengths: None, random: Some(random) };
-        LossGraph { graph, inputs, loss }
+        LossGraph { graph, inputs, loss: losses[0], token_losses: losses[1] }
     }
 
     /// A batch of the rows from `first` on of an endless text.
