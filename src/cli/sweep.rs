@@ -77,10 +77,12 @@ impl Source<'_> {
     }
 
     /// A value as it would stand on the command line; nothing for a switch that is off.
+    ///
+    /// # Errors
+    /// If it is a list or a table.
     fn argument(&self, (name, value): &(String, Value)) -> Result<Option<String>> {
         Ok(match value {
-            Value::Boolean(false) => None,
-            Value::Boolean(true) => Some(format!("--{name}")),
+            Value::Boolean(on) if is_switch(name) => on.then(|| format!("--{name}")),
             Value::Array(_) | Value::Table(_) => {
                 let problem = format!("`{name}` must be one value here");
                 return Err(self.wrong(problem, "give several under [grid], as in `lr = [1e-3, 3e-4]`"));
@@ -88,6 +90,12 @@ impl Source<'_> {
             one => Some(format!("--{name}={}", shown(one))),
         })
     }
+}
+
+/// Whether a flag takes no value.
+fn is_switch(name: &str) -> bool {
+    let command = Flags::command();
+    command.get_arguments().any(|a| a.get_long() == Some(name) && !a.get_action().takes_values())
 }
 
 /// A value as the command line takes it.

@@ -190,7 +190,7 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let timing = Timing { from: done, steps, eval_every, save_every, early_stop };
     let hooks = Hooks { batch: &|i| batches.batch(i), evaluate: &mut evaluate, save: &mut save, stop: &stop };
     let ended = run(&mut training, timing, (optimizer.lr, schedule), &mut watch, &mut log, hooks)?;
-    let title = format!("{name}, {}", gpt.config().attention);
+    let title = format!("{name}, {}", gpt.config().attention.join(","));
     curves::write(&out, &curves::of_run(&log::rows(&out)?, &title))?;
     let (steps, found) = match ended {
         Ended::Done(found) => (steps, found),

@@ -1,4 +1,5 @@
-//! The binary, run in a folder of its own.
+//! The binary, run in a folder of its own. Each test file takes of it what it needs.
+#![allow(dead_code)]
 
 use assert_cmd::Command;
 use serde_json::Value;
