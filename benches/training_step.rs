@@ -23,7 +23,8 @@ fn training_step(c: &mut Criterion) {
             width: preset.width,
             block: BLOCK,
             vocabulary: VOCABULARY,
-            attention: attention.into(),
+            attention: vec![attention.into()],
+            ..Default::default()
         })
         .expect("a preset is a valid model");
         let optimizer =

@@ -8,7 +8,7 @@ mod pool;
 use crate::cpu::strided::contiguous_strides;
 use crate::device::{Device, Memory};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Origin, Tensor};
+use crate::graph::{Graph, Origin, Preset, Tensor};
 pub use crate::op::HYPER;
 use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Spec, UPDATE_SCRATCH, Update};
 use crate::precision::Precision;
@@ -325,6 +325,12 @@ impl Plan {
         // Parameters and their paddings, gradients and slots start as zeros.
         // SAFETY: the fixed sections start the plan's own allocation.
         unsafe { plan.device.fill(base, 0, fixed)? };
+        for (t, preset) in &plan.graph.presets {
+            match preset {
+                Preset::Real(values) => plan.put(&plan.values[t], values)?,
+                Preset::Int(values) => plan.write_indices(*t, values)?,
+            }
+        }
         for &root in &options.roots {
             if plan.graph.spec(root).numel() == 1 {
                 plan.put(&plan.gradients[&root], &[1.0])?;

@@ -89,7 +89,7 @@ fn lm(args: LmArgs) -> Result<Status> {
     let (train, validation) = corpus.split();
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
     let TrainingSettings { seed, optimizer, .. } = settings.training;
-    let dropout = settings.model.dropout;
+    let dropout = settings.model.dropout_rates();
     validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
     let training_split = format!("the training split (first 90 %) of {name}");
     let batches = Batches::new(train, &training_split, data_order, batch_size, block_size, seed)?;
@@ -200,7 +200,8 @@ fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, V
 }
 
 fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &str, device: &str) {
-    let GptConfig { layers, heads, width, block, attention, .. } = gpt.config();
+    let GptConfig { layers, heads, width, block, .. } = gpt.config();
+    let attention = gpt.config().attention.join(",");
     let graph = training.plan().graph();
     let parameters: usize = graph.parameters().iter().map(|&t| graph.spec(t).numel()).sum();
     let megabytes = training.plan().peak_bytes() as f64 / 1e6;

@@ -14,6 +14,9 @@ pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
+pub mod permute_heads;
+pub mod reweight_heads;
+pub mod rotary;
 pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
@@ -55,6 +58,9 @@ pub static OPS: &[&Entry] = &[
     &linear::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
+    &rotary::ENTRY,
+    &permute_heads::ENTRY,
+    &reweight_heads::ENTRY,
     &add::ENTRY,
     &dropout::ENTRY,
     &cross_entropy::ENTRY,

@@ -8,7 +8,7 @@ use super::directory;
 use super::step::SLOTS;
 use crate::data::Vocabulary;
 use crate::error::{Error, Result};
-use crate::model::{GptConfig, weights};
+use crate::model::{DropoutRates, GptConfig, weights};
 use crate::plan::Plan;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -28,7 +28,6 @@ const MEANS: [&str; SLOTS] = ["exp_avg", "exp_avg_sq"];
 pub struct Checkpoint {
     directory: PathBuf,
     config: GptConfig,
-    tied: bool,
     vocabulary: Vocabulary,
 }
 
@@ -41,7 +40,7 @@ pub fn write(
     plan: &Plan,
     config: &GptConfig,
     vocabulary: &Vocabulary,
-    dropout: f64,
+    dropout: DropoutRates,
     step: u64,
     settings: &impl serde::Serialize,
 ) -> Result<()> {
@@ -102,13 +101,13 @@ impl Checkpoint {
             return Err(Error::file(directory, "is no directory", remedy));
         }
         directory::settle(directory)?;
-        let (config, tied) = GptConfig::read(&directory.join(CONFIG))?;
+        let config = GptConfig::read(&directory.join(CONFIG))?;
         let vocabulary = Vocabulary::from_tokenizer(&directory.join(TOKENIZER))?;
         if vocabulary.len() != config.vocabulary {
             let problem = format!("has {} characters, config.json says {}", vocabulary.len(), config.vocabulary);
             return Err(Error::file(directory.join(TOKENIZER), problem, "restore the checkpoint"));
         }
-        Ok(Checkpoint { directory: directory.to_path_buf(), config, tied, vocabulary })
+        Ok(Checkpoint { directory: directory.to_path_buf(), config, vocabulary })
     }
 
     /// The model's configuration.
@@ -127,7 +126,7 @@ impl Checkpoint {
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load_parameters(&self, plan: &Plan) -> Result<()> {
         let path = self.directory.join(MODEL);
-        weights::to_plan(plan, weights::read(&path)?, self.tied, &path)
+        weights::to_plan(plan, weights::read(&path)?, self.config.tied, &path)
     }
 
     /// Writes the optimiser's state to a plan.
@@ -192,7 +191,7 @@ impl Initial {
             return Err(Error::file(path, "does not exist", "give --init a directory with weights in this file"));
         }
         let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
-        let tied = config.exists() && GptConfig::read(&config)?.1;
+        let tied = config.exists() && GptConfig::read(&config)?.tied;
         let vocabulary = tokenizer.exists().then(|| Vocabulary::from_tokenizer(&tokenizer)).transpose()?;
         Ok(Initial { path, tied, vocabulary })
     }
