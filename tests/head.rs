@@ -21,7 +21,7 @@ fn head(fused: bool, device: Arc<dyn Device>, [rows, classes, columns]: [usize; 
     let losses = if fused {
         g.record(LinearCrossEntropy { ignore: IGNORE }, &[hidden, weight, targets]).unwrap()
     } else {
-        let head = Linear { weight: WeightLayout::OutIn, bias: false, gelu: None };
+        let head = Linear { weight: WeightLayout::OutIn, bias: false, activation: None };
         let logits = g.one(head, &[hidden, weight]).unwrap();
         g.record(CrossEntropy { ignore: IGNORE }, &[logits, targets]).unwrap()
     };
