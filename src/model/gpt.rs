@@ -77,6 +77,8 @@ pub struct LossGraph {
     pub inputs: Inputs,
     /// The mean over targets that count.
     pub loss: Tensor,
+    /// Each target's loss (B,T); 0 where it is ignored.
+    pub token_losses: Tensor,
 }
 
 /// Names of the registry's attention variants.
@@ -191,8 +193,9 @@ impl Gpt {
         let any = i32::MIN as i64..i32::MAX as i64 + 1;
         let random = (dropout > 0.0).then(|| graph.indices("random", &[3], any));
         let logits = self.logits(&mut graph, tokens, random.map(|r| (dropout, r)))?;
-        let loss = graph.one(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
-        Ok(LossGraph { graph, inputs: Inputs { tokens, targets, lengths: None, random }, loss })
+        let losses = graph.record(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
+        let inputs = Inputs { tokens, targets, lengths: None, random };
+        Ok(LossGraph { graph, inputs, loss: losses[0], token_losses: losses[1] })
     }
 
     /// Writes [`Gpt::initial`] values to a plan of this model.
