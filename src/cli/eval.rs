@@ -2,7 +2,7 @@
 
 use super::device::DeviceArgs;
 use super::{Status, print_line};
-use crate::data::{Corpus, read_text};
+use crate::data::{Format, Text, read};
 use crate::device::{Device, Precision};
 use crate::error::{Error, Result};
 use crate::io::Target;
@@ -83,18 +83,19 @@ pub fn main(args: Args) -> Result<Status> {
 }
 
 fn evaluate(checkpoint: &Checkpoint, path: &Path, rows: usize, device: &Arc<dyn Device>) -> Result<Evaluation> {
-    let tokens = checkpoint.vocabulary().encode(&read_text(path)?, &path.display().to_string())?;
-    if tokens.len() < 2 {
-        let problem = "has 1 character, so that there is nothing to predict";
-        return Err(Error::file(path, problem, "give a text with at least two characters"));
+    let (corpus, _) = read(&Text::open(path)?, &Format::default(), checkpoint.tokenizer(), |_| ())?;
+    if corpus.tokens().len() < 2 {
+        let unit = checkpoint.tokenizer().unit();
+        let problem = format!("has fewer than two {unit}, so that there is nothing to predict");
+        return Err(Error::file(path, problem, "give a longer text"));
     }
-    let corpus = Corpus::text(tokens);
     let gpt = Gpt::new(checkpoint.config().clone())?;
-    let blocks = corpus.all_blocks(gpt.config().block);
-    let evaluator = Evaluator::new(gpt.loss(rows.min(blocks), 0.0)?, device.clone())?;
+    let block = gpt.config().block;
+    let windows = corpus.windows(block, block).count();
+    let evaluator = Evaluator::new(gpt.loss(rows.min(windows), 0.0)?, device.clone())?;
     checkpoint.load_parameters(evaluator.plan())?;
-    let mut progress = Progress::new("evaluating", 0, blocks as u64);
-    let found = evaluator.run(&corpus, blocks, |done| progress.reached(done as u64))?;
+    let mut progress = Progress::new("evaluating", 0, windows as u64);
+    let found = evaluator.run(&corpus, corpus.windows(block, block), |done| progress.reached(done as u64))?;
     progress.finish();
     Ok(found)
 }

@@ -179,6 +179,14 @@ impl Gpt {
     /// # Errors
     /// If `dropout` is not in [0, 1).
     pub fn loss(&self, rows: usize, dropout: f64) -> Result<LossGraph> {
+        self.loss_of_length(rows, self.config.block, dropout)
+    }
+
+    /// The same for rows of `length` tokens, up to the block size.
+    ///
+    /// # Errors
+    /// As [`Gpt::loss`], and if rows are longer than a block.
+    pub fn loss_of_length(&self, rows: usize, length: usize, dropout: f64) -> Result<LossGraph> {
         if !(0.0..1.0).contains(&dropout) {
             return Err(Error::argument(
                 format!("--dropout {dropout}"),
@@ -186,7 +194,7 @@ impl Gpt {
                 "give 0 or more, below 1",
             ));
         }
-        let (mut graph, shape) = (Graph::new(), [rows, self.config.block]);
+        let (mut graph, shape) = (Graph::new(), [rows, length]);
         let vocabulary = self.config.vocabulary as i64;
         let tokens = graph.indices("tokens", &shape, 0..vocabulary);
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);

@@ -6,7 +6,7 @@
 
 use super::directory;
 use super::step::SLOTS;
-use crate::data::Vocabulary;
+use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{GptConfig, weights};
 use crate::plan::Plan;
@@ -29,7 +29,7 @@ pub struct Checkpoint {
     directory: PathBuf,
     config: GptConfig,
     tied: bool,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
 }
 
 /// Writes all files of a checkpoint, together or not at all.
@@ -40,7 +40,7 @@ pub fn write(
     directory: &Path,
     plan: &Plan,
     config: &GptConfig,
-    vocabulary: &Vocabulary,
+    tokenizer: &Tokenizer,
     dropout: f64,
     step: u64,
     settings: &impl serde::Serialize,
@@ -50,11 +50,6 @@ pub fn write(
         let values = plan.read_slot(slot)?;
         means.insert(name.to_string(), weights::Values { shape: vec![values.len()], values });
     }
-    let tokenizer_config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.block,
-        "clean_up_tokenization_spaces": false,
-    });
     let settings = serde_json::to_value(settings).expect("settings are plain data");
     let text = |value: &Value| format!("{value:#}\n").into_bytes();
     directory::replace(
@@ -62,8 +57,8 @@ pub fn write(
         &[
             (CONFIG, text(&config.to_json(dropout))),
             (MODEL, weights::to_bytes(&weights::of_plan(plan)?)),
-            (TOKENIZER, text(&vocabulary.to_tokenizer())),
-            (TOKENIZER_CONFIG, text(&tokenizer_config)),
+            (TOKENIZER, text(&tokenizer.to_json())),
+            (TOKENIZER_CONFIG, text(&tokenizer.to_config_json(config.block))),
             (OPTIMIZER, weights::to_bytes(&means)),
             (TRAINING, text(&json!({ "step": step, "settings": settings }))),
         ],
@@ -95,7 +90,7 @@ impl Checkpoint {
     /// Opens a directory that `attn train lm` wrote, or another program in the same layout.
     ///
     /// # Errors
-    /// If `config.json` or `tokenizer.json` is missing or describes something else.
+    /// If `config.json` or the tokenizer is missing or describes something else.
     pub fn open(directory: &Path) -> Result<Checkpoint> {
         if !directory.is_dir() {
             let remedy = "give a directory that `attn train lm --out` wrote";
@@ -103,12 +98,14 @@ impl Checkpoint {
         }
         directory::settle(directory)?;
         let (config, tied) = GptConfig::read(&directory.join(CONFIG))?;
-        let vocabulary = Vocabulary::from_tokenizer(&directory.join(TOKENIZER))?;
-        if vocabulary.len() != config.vocabulary {
-            let problem = format!("has {} characters, config.json says {}", vocabulary.len(), config.vocabulary);
+        let tokenizer = Tokenizer::at(directory)?;
+        // More rows than tokens are filling, as some models have; a token without a row would be unknown to the model.
+        if tokenizer.len() > config.vocabulary {
+            let (tokens, unit) = (tokenizer.len(), tokenizer.unit());
+            let problem = format!("has {tokens} {unit}, config.json says {}", config.vocabulary);
             return Err(Error::file(directory.join(TOKENIZER), problem, "restore the checkpoint"));
         }
-        Ok(Checkpoint { directory: directory.to_path_buf(), config, tied, vocabulary })
+        Ok(Checkpoint { directory: directory.to_path_buf(), config, tied, tokenizer })
     }
 
     /// The model's configuration.
@@ -116,9 +113,9 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The model's characters.
-    pub fn vocabulary(&self) -> &Vocabulary {
-        &self.vocabulary
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Writes its parameters to a plan.
@@ -174,12 +171,12 @@ impl Checkpoint {
 pub struct Initial {
     path: PathBuf,
     tied: bool,
-    /// The characters that the weights were trained on, where the directory says so.
-    pub vocabulary: Option<Vocabulary>,
+    /// The tokenizer that the weights were trained with, where the directory has it.
+    pub tokenizer: Option<Tokenizer>,
 }
 
 impl Initial {
-    /// Looks at a directory with `model.safetensors`, and perhaps `config.json` and a `tokenizer.json` of characters.
+    /// Looks at a directory with `model.safetensors`, and perhaps `config.json` and tokenizer files.
     ///
     /// # Errors
     /// If there are no weights, or one of the others is damaged.
@@ -193,8 +190,9 @@ impl Initial {
         }
         let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
         let tied = config.exists() && GptConfig::read(&config)?.1;
-        let vocabulary = tokenizer.exists().then(|| Vocabulary::from_tokenizer(&tokenizer)).transpose()?;
-        Ok(Initial { path, tied, vocabulary })
+        let has_tokenizer = tokenizer.exists() || directory.join("vocab.json").exists();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::at(directory)).transpose()?;
+        Ok(Initial { path, tied, tokenizer })
     }
 
     /// Writes the weights to a plan.

@@ -74,6 +74,7 @@ impl SettingsArgs {
     pub fn start(&self) -> Result<Settings> {
         let (model, training) = Default::default();
         let settings = self.over(Settings { data: self.data.defaults(), model, training });
+        self.data.check(&settings.data)?;
         settings.check()?;
         Ok(settings)
     }
@@ -86,6 +87,7 @@ impl SettingsArgs {
         let mut settings = self.over(stored.clone());
         // A text that moved is the same text if its digest is.
         let text = std::mem::replace(&mut settings.data.text, stored.data.text.clone());
+        let held_out = std::mem::replace(&mut settings.data.validation_text, stored.data.validation_text.clone());
         for ((name, old), (_, new)) in leaves(&stored).into_iter().zip(leaves(&settings)) {
             if old != new && !MAY_CHANGE.contains(&name.as_str()) {
                 let flag = if name == "max_norm" { "grad-clip".into() } else { name.replace('_', "-") };
@@ -101,6 +103,7 @@ impl SettingsArgs {
             }
             (_, text) => {
                 settings.data.text = text;
+                settings.data.validation_text = held_out;
                 Ok(settings)
             }
         }
