@@ -1,8 +1,9 @@
 //! From settings to what is learned: the tokenizer, the corpus to train on and the one to validate on.
 
 use super::settings::DataSettings;
+use crate::data::cache::{Opened, Pending, Source};
 use crate::data::tokenizer::Choice;
-use crate::data::{Corpus, Format, Text, Tokenizer, addition, read};
+use crate::data::{Corpus, Found, Text, Tokenizer, addition};
 use crate::error::{Error, Result};
 use crate::train::Progress;
 use std::path::Path;
@@ -20,14 +21,24 @@ pub struct Prepared {
     pub names: [String; 2],
     /// What messages call both.
     pub name: String,
+    /// Tokens that were encoded anew, to be kept beside the run.
+    pub caches: Vec<Pending>,
 }
 
+/// The tokens of the text and of the one to validate on, beside the run.
+const CACHES: [&str; 2] = ["tokens.safetensors", "validation-tokens.safetensors"];
+
 /// Reads the texts that the settings name, with the given tokenizer or the settings' own; and lets the settings know the
-/// texts' digests.
+/// texts' digests. Tokens are looked for in the directories, and where they are not found, encoded anew near the first.
 ///
 /// # Errors
 /// If a text cannot be read or encoded, or is not the one that the settings know.
-pub fn prepare(settings: &mut DataSettings, seed: u64, given: Option<&Tokenizer>) -> Result<Prepared> {
+pub fn prepare(
+    settings: &mut DataSettings,
+    seed: u64,
+    given: Option<&Tokenizer>,
+    directories: &[&Path],
+) -> Result<Prepared> {
     let Some(path) = settings.text.clone() else {
         let (corpus, tokenizer) = addition::corpus(seed);
         if let Some(given) = given.filter(|t| **t != tokenizer) {
@@ -36,7 +47,7 @@ pub fn prepare(settings: &mut DataSettings, seed: u64, given: Option<&Tokenizer>
         }
         let (train, validation) = corpus.split();
         let name = "the addition problems".to_string();
-        return Ok(Prepared { tokenizer, train, validation, names: splits(&name), name });
+        return Ok(Prepared { tokenizer, train, validation, names: splits(&name), name, caches: vec![] });
     };
     let text = Text::open(&path)?;
     let held_out = settings.validation_text.as_deref().map(Text::open).transpose()?;
@@ -45,10 +56,19 @@ pub fn prepare(settings: &mut DataSettings, seed: u64, given: Option<&Tokenizer>
         know(path, text, &mut settings.validation_text_sha256)?;
     }
     let tokenizer = tokenizer(settings, &text, given)?;
-    let corpus = load(&text, &settings.format, &tokenizer)?;
+    let mut caches = Vec::new();
+    let mut load = |text: &Text, sha256: &Option<String>, name| {
+        let text_sha256 = sha256.as_deref().unwrap_or_default();
+        let source = Source { text, text_sha256, format: &settings.format, tokenizer: &tokenizer };
+        load(source, name, directories, &mut caches)
+    };
+    let corpus = load(&text, &settings.text_sha256, CACHES[0])?;
     let name = path.display().to_string();
     let (train, validation, names) = match &held_out {
-        Some(text) => (corpus, load(text, &settings.format, &tokenizer)?, [name.clone(), text.name()]),
+        Some(text) => {
+            let validation = load(text, &settings.validation_text_sha256, CACHES[1])?;
+            (corpus, validation, [name.clone(), text.name()])
+        }
         None => {
             let (train, validation) = corpus.split();
             (train, validation, splits(&name))
@@ -66,7 +86,7 @@ pub fn prepare(settings: &mut DataSettings, seed: u64, given: Option<&Tokenizer>
             eprintln!("{name}: {} documents{were}", corpus.len());
         }
     }
-    Ok(Prepared { tokenizer, train, validation, names, name })
+    Ok(Prepared { tokenizer, train, validation, names, name, caches })
 }
 
 fn splits(name: &str) -> [String; 2] {
@@ -103,16 +123,37 @@ fn tokenizer(settings: &DataSettings, text: &Text, given: Option<&Tokenizer>) ->
     Ok(tokenizer)
 }
 
-fn load(text: &Text, format: &Format, tokenizer: &Tokenizer) -> Result<Corpus> {
-    let mut progress = Progress::new("encoding", 0, text.bytes());
-    let mut done = 0;
-    let (corpus, found) = read(text, format, tokenizer, |bytes| {
-        done += bytes;
-        progress.reached(done);
-    })?;
-    progress.finish();
-    for remark in found.remarks(tokenizer) {
-        eprintln!("{}: {remark}", text.name());
+/// The corpus of a source, from a cache of this name in one of the directories, or encoded into a new one.
+fn load(source: Source, name: &'static str, directories: &[&Path], caches: &mut Vec<Pending>) -> Result<Corpus> {
+    let (mut corpus, mut found) = (None, Found::default());
+    for path in directories.iter().map(|d| d.join(name)) {
+        match source.open(&path)? {
+            Opened::Good(cached, held) => {
+                (corpus, found) = (Some(cached), held);
+                break;
+            }
+            Opened::Damaged(problem) => eprintln!("{}: {problem}; encoding the text anew", path.display()),
+            Opened::Absent => {}
+        }
+    }
+    let corpus = match corpus {
+        Some(corpus) => corpus,
+        None => {
+            let mut progress = Progress::new("encoding", 0, source.text.bytes());
+            let mut done = 0;
+            let advance = |bytes| {
+                done += bytes;
+                progress.reached(done);
+            };
+            let (corpus, held, pending) = source.write(directories[0], name, advance)?;
+            progress.finish();
+            found = held;
+            caches.push(pending);
+            corpus
+        }
+    };
+    for remark in found.remarks(source.tokenizer) {
+        eprintln!("{}: {remark}", source.text.name());
     }
     Ok(corpus)
 }

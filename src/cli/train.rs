@@ -85,8 +85,9 @@ fn lm(args: LmArgs) -> Result<Status> {
         (None, Some(initial)) if settings.data.tokenizer.is_none() => initial.tokenizer.as_ref(),
         _ => None,
     };
-    let Prepared { tokenizer, train, validation, names, name } =
-        prepare(&mut settings.data, settings.training.seed, given)?;
+    let directories: Vec<&Path> = [Some(&out), from.as_ref()].into_iter().flatten().map(|d| d.as_path()).collect();
+    let Prepared { tokenizer, train, validation, names, name, caches } =
+        prepare(&mut settings.data, settings.training.seed, given, &directories)?;
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
     let length = settings.data.row_length();
     let TrainingSettings { seed, optimizer, .. } = settings.training;
@@ -119,6 +120,7 @@ fn lm(args: LmArgs) -> Result<Status> {
     if from.as_ref() != Some(&out) {
         checkpoint::remove(&out)?;
     }
+    caches.into_iter().try_for_each(|cache| cache.keep(&out))?;
     let mut log = Log::open(&out, from.as_deref(), done)?;
     announce(&gpt, &training, &tokenizer, &name, &device.name());
     let rows = validation.validation(length).count();

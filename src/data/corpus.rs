@@ -18,8 +18,8 @@ pub struct Corpus {
 enum Kind {
     /// One text; random blocks start at multiples of `stride`, and the token at this position within a stride counts.
     Stream { stride: usize, counts: fn(usize) -> bool },
-    /// Those of the documents in `range`.
-    Documents { ends: Arc<Ends>, range: Range<usize> },
+    /// Those of the documents in `range`, cut to `limit` tokens.
+    Documents { ends: Arc<Ends>, range: Range<usize>, limit: usize },
 }
 
 /// Where each document ends in the tokens.
@@ -76,12 +76,24 @@ impl Corpus {
     /// Documents that end where `ends` says.
     pub fn documents(tokens: impl Into<Tokens>, ends: Ends) -> Corpus {
         let range = 0..ends.len();
-        Corpus { tokens: tokens.into(), kind: Kind::Documents { ends: Arc::new(ends), range }, padding: 0 }
+        Corpus {
+            tokens: tokens.into(),
+            kind: Kind::Documents { ends: Arc::new(ends), range, limit: usize::MAX },
+            padding: 0,
+        }
     }
 
     /// The same with this token where rows are filled up, instead of 0.
     pub fn padded_with(self, padding: i32) -> Corpus {
         Corpus { padding, ..self }
+    }
+
+    /// The same with documents cut to so many tokens; a stream stays whole.
+    pub fn limited(mut self, length: usize) -> Corpus {
+        if let Kind::Documents { limit, .. } = &mut self.kind {
+            *limit = length;
+        }
+        self
     }
 
     /// Its tokens. Those of a part of a corpus of documents are all that the whole has.
@@ -115,9 +127,10 @@ impl Corpus {
         assert!(i < self.len(), "document {i} of {}", self.len());
         match &self.kind {
             Kind::Stream { .. } => 0..self.tokens.len(),
-            Kind::Documents { ends, range } => {
+            Kind::Documents { ends, range, limit } => {
                 let i = range.start + i;
-                (if i == 0 { 0 } else { ends.get(i - 1) })..ends.get(i)
+                let start = if i == 0 { 0 } else { ends.get(i - 1) };
+                start..ends.get(i).min(start.saturating_add(*limit))
             }
         }
     }
@@ -132,9 +145,10 @@ impl Corpus {
                 let part = |range| Corpus { tokens: self.tokens.slice(range), ..self.clone() };
                 (part(0..cut), part(cut..n))
             }
-            Kind::Documents { ends, range } => {
+            Kind::Documents { ends, range, limit } => {
                 let cut = range.start + range.len() * 9 / 10;
-                let part = |range| Corpus { kind: Kind::Documents { ends: ends.clone(), range }, ..self.clone() };
+                let part =
+                    |range| Corpus { kind: Kind::Documents { ends: ends.clone(), range, limit }, ..self.clone() };
                 (part(range.start..cut), part(cut..range.end))
             }
         }
@@ -293,5 +307,7 @@ mod tests {
         assert_eq!(batch.targets, [1, IGNORE, IGNORE, 3, 4, 5, 8, 9, IGNORE]);
         assert_eq!(batch.lengths, [1, 3, 2]);
         assert_eq!((corpus.beyond(4), corpus.beyond(2)), ((1, 1), (2, 4)));
+        let windows: Vec<Window> = corpus.limited(3).windows(9, 9).collect();
+        assert_eq!(windows[1], Window { document: 1, inputs: 2..4, counted: 2 });
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod addition;
 mod batches;
+pub mod cache;
 mod corpus;
 mod order;
 mod read;

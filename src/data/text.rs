@@ -41,7 +41,7 @@ impl FromStr for Column {
         match text.parse() {
             Ok(0) => Err("columns count from 1".into()),
             Ok(n) => Ok(Column::Number(n)),
-            Err(_) if text.is_empty() => Err("give a name or a number".into()),
+            Err(_) if text.is_empty() || text.len() > 256 => Err("give a name of 1 to 256 bytes, or a number".into()),
             Err(_) => Ok(Column::Name(text.into())),
         }
     }
@@ -88,6 +88,9 @@ pub struct Piece {
     /// Where it stands.
     pub place: Place,
 }
+
+/// Pieces of a file as they are read.
+pub type Pieces<'a> = Box<dyn Iterator<Item = Result<Piece>> + Send + 'a>;
 
 /// A text file, as it is: nothing is stripped, added or translated.
 #[derive(Debug)]
@@ -168,53 +171,87 @@ impl Text {
     ///
     /// # Errors
     /// If it cannot be read, or a table lacks the column.
-    pub fn pieces(&self, format: &Format) -> Result<Box<dyn Iterator<Item = Result<Piece>> + Send + '_>> {
+    pub fn pieces(&self, format: &Format) -> Result<Pieces<'_>> {
         let reader = self.reader()?;
         Ok(match (format.documents, &format.text_column) {
             (Documents::Stream, _) => {
                 Box::new(Stream { text: self, reader, rest: Vec::new(), at: 0, place: Place::START })
             }
             (Documents::Lines, None) => Box::new(Lines { text: self, reader, at: 0, place: Place::START }),
-            (Documents::Lines, Some(column)) => Box::new(self.table(reader, column)?),
+            (Documents::Lines, Some(column)) => {
+                let comma = self.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+                return if comma { self.commas(reader, column) } else { self.tabs(reader, column) };
+            }
         })
     }
 
-    fn table(
-        &self,
-        reader: BufReader<File>,
-        column: &Column,
-    ) -> Result<impl Iterator<Item = Result<Piece>> + Send + '_> {
-        let comma = self.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+    /// An error where a row lacks the column.
+    fn lacks(&self, line: u64, columns: usize, column: &Column) -> Error {
+        let problem = format!("line {line} has {columns} columns, --text-column is {column}");
+        Error::file(&self.path, problem, "repair the line, or give another column")
+    }
+
+    /// The place of a column, given the first row.
+    fn index(&self, column: &Column, first: &[&str]) -> Result<usize> {
+        let name = match column {
+            Column::Number(n) => return Ok(n - 1),
+            Column::Name(name) => name,
+        };
+        first.iter().position(|n| n == name).ok_or_else(|| {
+            let problem = format!("has no column {name:?} in its first line: {}", first.join(", "));
+            Error::file(&self.path, problem, "give --text-column one of them, or a number")
+        })
+    }
+
+    /// A column of lines that tabs separate; a blank line is an empty document.
+    fn tabs(&self, reader: BufReader<File>, column: &Column) -> Result<Pieces<'_>> {
+        let mut lines = Lines { text: self, reader, at: 0, place: Place::START };
+        let mut index = 0;
+        match column {
+            Column::Number(n) => index = n - 1,
+            Column::Name(_) => {
+                if let Some(first) = lines.next().transpose()? {
+                    index = self.index(column, &first.text.split('\t').collect::<Vec<_>>())?;
+                }
+            }
+        }
+        let column = column.clone();
+        Ok(Box::new(lines.map(move |line| {
+            let Piece { text, mut place } = line?;
+            if text.trim().is_empty() {
+                return Ok(Piece { text: String::new(), place });
+            }
+            let Some(field) = text.split('\t').nth(index) else {
+                return Err(self.lacks(place.line, text.split('\t').count(), &column));
+            };
+            let before = field.as_ptr() as usize - text.as_ptr() as usize;
+            place.position += text[..before].chars().count() as u64;
+            Ok(Piece { text: field.into(), place })
+        })))
+    }
+
+    /// A column of rows that commas separate, whose fields may stand in quotation marks.
+    fn commas(&self, reader: BufReader<File>, column: &Column) -> Result<Pieces<'_>> {
         let named = matches!(column, Column::Name(_));
-        let mut rows = csv::ReaderBuilder::new()
-            .delimiter(if comma { b',' } else { b'\t' })
-            .quoting(comma)
-            .has_headers(named)
-            .flexible(true)
-            .from_reader(reader);
-        let failed = |e: csv::Error| Error::file(&self.path, format!("is no table: {e}"), "repair it");
+        let mut rows = csv::ReaderBuilder::new().has_headers(named).flexible(true).from_reader(reader);
+        let failed = |e: csv::Error| match e.kind() {
+            csv::ErrorKind::Utf8 { pos, .. } => {
+                let line = pos.as_ref().map_or(1, |p| p.line());
+                Error::file(&self.path, format!("is not UTF-8 in the row at line {line}"), "convert it")
+            }
+            _ => Error::file(&self.path, format!("is no table: {e}"), "repair it"),
+        };
         let index = match column {
             Column::Number(n) => n - 1,
-            Column::Name(name) => {
-                let names = rows.byte_headers().map_err(failed)?;
-                let shown = || names.iter().map(String::from_utf8_lossy).collect::<Vec<_>>().join(", ");
-                names.iter().position(|n| n == name.as_bytes()).ok_or_else(|| {
-                    let problem = format!("has no column of this name in its first row: {}", shown());
-                    Error::file(&self.path, format!("--text-column {name}: {problem}"), "give one of them, or a number")
-                })?
-            }
+            Column::Name(_) => self.index(column, &rows.headers().map_err(failed)?.iter().collect::<Vec<_>>())?,
         };
-        let (path, column) = (&self.path, column.clone());
-        Ok(rows.into_byte_records().map(move |row| {
+        let column = column.clone();
+        Ok(Box::new(rows.into_records().map(move |row| {
             let row = row.map_err(failed)?;
-            let (at, line) = row.position().map_or((0, 1), |p| (p.byte(), p.line()));
-            let Some(field) = row.get(index) else {
-                let problem = format!("line {line} has {} columns, --text-column is {column}", row.len());
-                return Err(Error::file(path, problem, "repair the line, or give another column"));
-            };
-            let text = String::from_utf8(field.to_vec()).map_err(|_| not_utf8(path, at))?;
-            Ok(Piece { text, place: Place { position: 0, line } })
-        }))
+            let line = row.position().map_or(1, |p| p.line());
+            let field = row.get(index).ok_or_else(|| self.lacks(line, row.len(), &column))?;
+            Ok(Piece { text: field.into(), place: Place { position: 0, line } })
+        })))
     }
 }
 
@@ -358,16 +395,11 @@ mod tests {
             [("a \"b\tlabel".into(), 1), (String::new(), 2), ("\"c\t0".into(), 3), ("last\t1".into(), 4)]
         );
         let column = pieces(&path, Some("1"), Documents::Lines).unwrap();
-        assert_eq!(column, [("a \"b".into(), 1), ("\"c".into(), 3), ("last".into(), 4)]);
-        let error = pieces(&path, Some("2"), Documents::Lines).unwrap();
-        assert_eq!(error[2].0, "1");
+        assert_eq!(column, [("a \"b".into(), 1), (String::new(), 2), ("\"c".into(), 3), ("last".into(), 4)]);
         let named = pieces(&path, Some("label"), Documents::Lines).unwrap();
-        assert_eq!(named, [("0".into(), 3), ("1".into(), 4)]);
+        assert_eq!(named, [(String::new(), 2), ("0".into(), 3), ("1".into(), 4)]);
         let error = pieces(&path, Some("text"), Documents::Lines).unwrap_err().to_string();
-        assert!(
-            error.contains("--text-column text: has no column of this name in its first row: a \"b, label"),
-            "{error}"
-        );
+        assert!(error.contains("t.tsv: has no column \"text\" in its first line: a \"b, label"), "{error}");
         let error = pieces(&path, Some("3"), Documents::Lines).unwrap_err().to_string();
         assert!(error.contains("t.tsv: line 1 has 2 columns, --text-column is 3"), "{error}");
 

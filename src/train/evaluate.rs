@@ -62,11 +62,12 @@ impl Evaluator {
             sum += loss;
             tokens += count;
         };
-        self.each(corpus, windows, each, progress)?;
+        self.each(corpus, windows, None, each, progress)?;
         Ok(Evaluation { tokens, loss: if tokens == 0 { 0.0 } else { sum / tokens as f64 } })
     }
 
-    /// The same for each document on its own, of which some may have no window, and so no tokens.
+    /// The same for each document on its own, of which some may have no window, and so no tokens. Rows that no window
+    /// fills hold the heads of `mates`, which do not count; without any, padding.
     ///
     /// # Errors
     /// As [`Evaluator::run`].
@@ -74,6 +75,7 @@ impl Evaluator {
         &self,
         corpus: &Corpus,
         windows: impl Iterator<Item = Window>,
+        mates: Option<&Corpus>,
         progress: impl FnMut(usize),
     ) -> Result<Vec<Evaluation>> {
         let mut found = vec![Evaluation { tokens: 0, loss: 0.0 }; corpus.len()];
@@ -82,7 +84,7 @@ impl Evaluator {
             document.loss += loss;
             document.tokens += count;
         };
-        self.each(corpus, windows, each, progress)?;
+        self.each(corpus, windows, mates, each, progress)?;
         found.iter_mut().filter(|d| d.tokens > 0).for_each(|d| d.loss /= d.tokens as f64);
         Ok(found)
     }
@@ -92,6 +94,7 @@ impl Evaluator {
         &self,
         corpus: &Corpus,
         mut windows: impl Iterator<Item = Window>,
+        mates: Option<&Corpus>,
         mut each: impl FnMut(&Window, f64, usize),
         mut progress: impl FnMut(usize),
     ) -> Result<()> {
@@ -104,7 +107,15 @@ impl Evaluator {
             }
             let mut batch = Batch::default();
             group.iter().for_each(|window| corpus.append(window, length, &mut batch));
-            (group.len()..rows).for_each(|_| corpus.append_nothing(length, &mut batch));
+            let mut mates = mates.map(|m| (m, m.validation(length)));
+            for _ in group.len()..rows {
+                match mates.as_mut().and_then(|(corpus, heads)| Some((corpus, heads.next()?))) {
+                    Some((mates, head)) => {
+                        mates.append(&Window { counted: head.inputs.end, ..head }, length, &mut batch)
+                    }
+                    None => corpus.append_nothing(length, &mut batch),
+                }
+            }
             self.inputs.write(&self.plan, &batch)?;
             self.plan.forward()?;
             let losses = self.plan.read(self.token_losses)?; // (rows, length), 0 where ignored

@@ -4,6 +4,7 @@
 use super::Place;
 use crate::error::{Error, Result};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -149,18 +150,19 @@ impl Library {
             Err(place.after(text, text[..at].chars().count()).error(source, &format!("{what:?}"), remedy))
         };
         if self.forgets {
-            let Ok(encoding) = self.tokenizer.encode(text, false) else { return unknown(0, text, "") };
-            let mut known = 0;
-            for &(start, end) in encoding.get_offsets() {
-                let between = text.get(known..start).unwrap_or_default();
-                if let Some((i, c)) = between.char_indices().find(|(_, c)| !c.is_whitespace()) {
-                    return unknown(known + i, &c.to_string(), "");
+            let added: Vec<String> =
+                self.tokenizer.get_added_tokens_decoder().into_values().map(|t| t.content).collect();
+            let (mut known, mut after) = (HashSet::new(), 0);
+            for (i, c) in text.char_indices().filter(|(_, c)| !c.is_whitespace()) {
+                if let Some(token) = added.iter().find(|t| text[i..].starts_with(*t)) {
+                    after = i + token.len();
                 }
-                known = known.max(end);
+                let alone = |c: char| self.tokenizer.encode_fast(c.to_string(), false).map_or(0, |e| e.len());
+                if i >= after && known.insert(c) && alone(c) == 0 {
+                    return unknown(i, &c.to_string(), "");
+                }
             }
-            if let Some((i, c)) = text[known..].char_indices().find(|(_, c)| !c.is_whitespace()) {
-                return unknown(known + i, &c.to_string(), "");
-            }
+            let Ok(encoding) = self.tokenizer.encode_fast(text, false) else { return unknown(0, text, "") };
             tokens.extend(encoding.get_ids().iter().map(|&id| id as i32));
             return Ok(());
         }
