@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::train::Progress;
 use crate::train::checkpoint::Checkpoint;
-use crate::train::perplexities::{Cutting, Row, Sample, Source, perplexities};
+use crate::train::perplexities::{Request, Row, Sample, Source, perplexities};
 use comfy_table::{CellAlignment, Table};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -107,12 +107,13 @@ fn lm(args: &LmArgs) -> Result<Status> {
     let targets = [&args.json, &args.csv].map(|path| path.as_deref().map(Target::new).transpose());
     let [json, csv] = targets;
     let (json, csv) = (json?, csv?);
-    let cutting = Cutting {
+    let request = Request {
+        samples,
+        batch_sizes: args.batch_size.iter().map(|&n| n as usize).collect(),
         format: Format { documents: args.documents, text_column: args.text_column.clone() },
         max_length: args.max_length.map(|n| n as usize),
         stride: args.stride.map(|n| n as usize),
     };
-    let batch_sizes: Vec<usize> = args.batch_size.iter().map(|&n| n as usize).collect();
     let device = args.device.open(Precision::F32)?;
     let mut rows: Vec<Row> = Vec::new();
     let mut remarks = BTreeSet::new();
@@ -132,7 +133,7 @@ fn lm(args: &LmArgs) -> Result<Status> {
             }
         };
         let name = directory.display().to_string();
-        rows.extend(perplexities(&checkpoint, &name, &samples, &batch_sizes, &cutting, &device, remark, progress)?);
+        rows.extend(perplexities(&checkpoint, &name, &request, &device, remark, progress)?);
     }
     for row in rows.iter().filter(|_| args.per_document) {
         print_documents(row)?;
@@ -234,24 +235,22 @@ fn table(rows: &[Row], compare: bool) -> String {
         return table.to_string();
     }
     let mut text = table.to_string();
-    let mut figures: Vec<(&str, fn(&Row) -> Option<f64>)> = vec![("perplexity", |r| Some(r.found.perplexity()))];
+    text += &format!("\n\n{}", beside(rows, "perplexity", |r| Some(r.found.perplexity())));
     if rows.iter().any(|r| r.documents.is_some()) {
-        figures.push(("mean_document_perplexity", |r| r.means().map(|m| m.mean_document_perplexity)));
-    }
-    for (name, of) in figures {
-        text += &format!("\n\n{}", beside(rows, name, of));
+        let of = |r: &Row| r.means().map(|m| m.mean_document_perplexity);
+        text += &format!("\n\n{}", beside(rows, "mean_document_perplexity", of));
     }
     text
 }
 
 /// A line a checkpoint and a column a text and batch size.
-fn beside(rows: &[Row], name: &str, of: fn(&Row) -> Option<f64>) -> Table {
+fn beside(rows: &[Row], name: &str, of: impl Fn(&Row) -> Option<f64>) -> Table {
     let columns: Vec<(&str, usize)> =
         rows.iter().take_while(|r| r.checkpoint == rows[0].checkpoint).map(|r| (&r.text[..], r.batch_size)).collect();
     let title = |(text, batch_size): &(&str, usize)| format!("{text}, batch {batch_size}");
     let mut table = plain_table([name.to_string()].into_iter().chain(columns.iter().map(title)));
     for checkpoint in rows.chunks(columns.len()) {
-        let cells = checkpoint.iter().map(|r| of(r).map_or(String::new(), figure));
+        let cells = checkpoint.iter().map(|r| of(r).map_or_else(String::new, figure));
         table.add_row([checkpoint[0].checkpoint.clone()].into_iter().chain(cells));
     }
     right(&mut table, 1);

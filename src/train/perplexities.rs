@@ -32,9 +32,13 @@ pub struct Sample {
     pub source: Source,
 }
 
-/// How texts are read and cut.
+/// What is to be evaluated, and how texts are read and cut.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cutting {
+pub struct Request {
+    /// The texts.
+    pub samples: Vec<Sample>,
+    /// Rows computed at once; each gives figures of its own.
+    pub batch_sizes: Vec<usize>,
     /// One stream, or documents.
     pub format: Format,
     /// Documents are cut to so many tokens, their start and stop included.
@@ -126,23 +130,22 @@ struct Loaded {
 pub fn perplexities(
     checkpoint: &Checkpoint,
     name: &str,
-    samples: &[Sample],
-    batch_sizes: &[usize],
-    cutting: &Cutting,
+    request: &Request,
     device: &Arc<dyn Device>,
     mut remark: impl FnMut(String),
     mut progress: impl FnMut(&str, usize, usize),
 ) -> Result<Vec<Row>> {
     let gpt = Gpt::new(checkpoint.config().clone())?;
     let block = gpt.config().block;
-    let stride = cutting.stride.unwrap_or(block);
+    let stride = request.stride.unwrap_or(block);
     if stride == 0 || stride > block {
         let problem = format!("leaves tokens out: windows have {block}, the model's block size");
         return Err(Error::argument(format!("--stride {stride}"), problem, format!("give 1 to {block}")));
     }
-    let loaded: Vec<Loaded> = samples
+    let loaded: Vec<Loaded> = request
+        .samples
         .iter()
-        .map(|sample| load(sample, cutting, checkpoint.tokenizer(), &mut remark))
+        .map(|sample| load(sample, request, checkpoint.tokenizer(), &mut remark))
         .collect::<Result<_>>()?;
     let mates = loaded.iter().find(|l| !l.sentence).map(|l| &l.corpus);
     let mut rows = Vec::new();
@@ -150,7 +153,7 @@ pub fn perplexities(
     let mut first: Option<Evaluator> = None;
     for Loaded { name: text, corpus, sentence } in &loaded {
         let count = corpus.windows(block, stride).count();
-        for &batch_size in batch_sizes {
+        for &batch_size in &request.batch_sizes {
             let mates = mates.filter(|_| *sentence && batch_size > 1);
             let longest = [Some(corpus), mates].into_iter().flatten().map(longest).max().unwrap_or(1);
             let size = if mates.is_some() { batch_size } else { batch_size.min(count) };
@@ -184,10 +187,10 @@ fn longest(corpus: &Corpus) -> usize {
 
 fn load(sample: &Sample, cutting: &Cutting, tokenizer: &Tokenizer, remark: &mut impl FnMut(String)) -> Result<Loaded> {
     let name = sample.name.clone();
-    let documents = cutting.format.documents == Documents::Lines;
+    let documents = request.format.documents == Documents::Lines;
     let (corpus, sentence) = match &sample.source {
         Source::File(path) => {
-            let (corpus, found) = read(&Text::open(path)?, &cutting.format, tokenizer, |_| ())?;
+            let (corpus, found) = read(&Text::open(path)?, &request.format, tokenizer, |_| ())?;
             found.remarks(tokenizer).into_iter().for_each(|r| remark(format!("{name}: {r}")));
             (corpus, false)
         }
@@ -201,7 +204,7 @@ fn load(sample: &Sample, cutting: &Cutting, tokenizer: &Tokenizer, remark: &mut 
             (if documents { Corpus::documents(tokens, ends) } else { Corpus::text(tokens) }, true)
         }
     };
-    let corpus = match cutting.max_length {
+    let corpus = match request.max_length {
         Some(length) => {
             let (cut, tokens) = corpus.beyond(length);
             if cut > 0 {
