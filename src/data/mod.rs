@@ -6,6 +6,7 @@ pub mod cache;
 mod corpus;
 mod order;
 mod read;
+pub mod tasks;
 mod text;
 pub mod tokenizer;
 mod tokens;

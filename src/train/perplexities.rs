@@ -185,7 +185,7 @@ fn longest(corpus: &Corpus) -> usize {
     (0..corpus.len()).map(|d| corpus.document(d).len().saturating_sub(1)).max().unwrap_or(0)
 }
 
-fn load(sample: &Sample, cutting: &Cutting, tokenizer: &Tokenizer, remark: &mut impl FnMut(String)) -> Result<Loaded> {
+fn load(sample: &Sample, request: &Request, tokenizer: &Tokenizer, remark: &mut impl FnMut(String)) -> Result<Loaded> {
     let name = sample.name.clone();
     let documents = request.format.documents == Documents::Lines;
     let (corpus, sentence) = match &sample.source {
