@@ -22,7 +22,7 @@ KERNEL(softmax_attention_forward, Forward::THREADS)
     int h = w.h, kv = h / (s.heads / s.kv_heads), last_row = min(w.first + T::M, w.queries) - 1;
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
     Rows<VALUE_COLUMNS> values(memory, T::N);
-    Matrix all_keys = matrix(k, w, kv, w.k0, w.keys, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.keys, s.value_dim);
+    Matrix all_keys = matrix(k, w, kv, w.k0, w.there, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.there, s.value_dim);
     const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
 
     float sum[T::ROWS][T::width(VALUE_COLUMNS)] = {}, top[T::ROWS], total[T::ROWS] = {};
@@ -134,7 +134,7 @@ KERNEL(softmax_attention_weights, Forward::THREADS)
     const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
     for (int s0 = first_key(w, o, w.first); s0 < last; s0 += T::N) {
         T::load<T::M>(queries, matrix(q, w, h, w.q0, w.queries, s.key_dim), w.first);
-        T::load<T::N>(keys, matrix(k, w, h / (s.heads / s.kv_heads), w.k0, w.keys, s.key_dim), s0);
+        T::load<T::N>(keys, matrix(k, w, h / (s.heads / s.kv_heads), w.k0, w.there, s.key_dim), s0);
         T::arrived<0>();
         float p[T::ROWS][T::COLUMNS];
         T::scores(p, queries, keys);

@@ -58,7 +58,7 @@ KERNEL(softmax_attention_dq, Dq::THREADS)
     int h = w.h, kv = h / (s.heads / s.kv_heads), last_row = min(w.first + T::M, w.queries) - 1;
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
     Rows<VALUE_COLUMNS> d_outs(memory, T::M), values(memory, T::N);
-    Matrix all_keys = matrix(k, w, kv, w.k0, w.keys, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.keys, s.value_dim);
+    Matrix all_keys = matrix(k, w, kv, w.k0, w.there, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.there, s.value_dim);
     const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
 
     float sum[T::ROWS][T::width(KEY_COLUMNS)] = {}, base[T::ROWS], row_delta[T::ROWS];
@@ -133,8 +133,8 @@ __device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options
 #endif
     float sum_k[T::ROWS][T::width(KEY_COLUMNS)] = {}, sum_v[T::ROWS][T::width(VALUE_COLUMNS)] = {};
     if (begin < end) {
-        T::load<T::M>(keys, matrix(k, w, w.h, w.k0, w.keys, s.key_dim), s0);
-        if (WITH_DK && d_out.data) T::load<T::M>(values, matrix(v, w, w.h, w.k0, w.keys, s.value_dim), s0);
+        T::load<T::M>(keys, matrix(k, w, w.h, w.k0, w.there, s.key_dim), s0);
+        if (WITH_DK && d_out.data) T::load<T::M>(values, matrix(v, w, w.h, w.k0, w.there, s.value_dim), s0);
     }
     for (int h = w.h * group; h < (w.h + 1) * group; ++h) {
         for (int t0 = begin; t0 < end; t0 += T::N) {
