@@ -170,14 +170,14 @@ class Peer:
             raise Refused("FlexAttention has no dropout")
         hides = self.causal or f["window"] is not None or f["mask"] or f["ragged"]
         if hides and length not in self.masks:
-            causal, window, mask, lengths = self.causal, f["window"], extras.get("mask"), extras.get("lengths")
+            causal, window, seen_pairs, lengths = self.causal, f["window"], extras.get("mask"), extras.get("lengths")
 
             def visible(b, h, query, key):
                 seen = query >= key if causal else key >= 0
                 if window is not None:
                     seen = seen & (query - key <= window) & (key - query <= window)
-                if mask is not None:
-                    seen = seen & mask[query, key]
+                if seen_pairs is not None:
+                    seen = seen & seen_pairs[query, key]
                 return seen if lengths is None else seen & (key < lengths[b])
 
             of_batch = self.setting["batch"] if f["ragged"] else None
