@@ -185,5 +185,20 @@ __device__ __forceinline__ float kept(const Sizes& s, const Options& o, const Wo
 #endif
 }
 
-// A query's lse as what its exponentials subtract. Where nothing was seen, +inf: they are 0.
-__device__ __forceinline__ float base_of(float lse, float unit) { return lse == -INFINITY ? INFINITY : lse / unit; }
+// A query's lse as `weight` subtracts it. Where nothing was seen, +inf: weights are 0.
+__device__ __forceinline__ float base_of(float lse) {
+#if TENSOR_CORES
+    return lse == -INFINITY ? INFINITY : lse * LOG2_E;
+#else
+    return lse == -INFINITY ? INFINITY : lse;
+#endif
+}
+
+// exp(y − lse), y in units of a score's `unit`; factor = unit·log2 e.
+__device__ __forceinline__ float weight(float y, float base, float factor) {
+#if TENSOR_CORES
+    return exp2_approx(fmaf(y, factor, -base));
+#else
+    return exponential(y, base, factor);
+#endif
+}
