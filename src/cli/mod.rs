@@ -7,6 +7,7 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod kernels;
+pub mod probe;
 pub mod run;
 pub mod settings;
 pub mod train;
@@ -52,6 +53,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Generate(generate::Args),
+    Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -71,6 +73,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
         Command::Generate(args) => generate::main(args),
+        Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;
             return Ok(if passed { Status::Done } else { Status::Failed });

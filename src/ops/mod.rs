@@ -9,10 +9,14 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
+pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
+pub mod permute_heads;
+pub mod reweight_heads;
+pub mod rotary;
 pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
@@ -54,10 +58,17 @@ pub static OPS: &[&Entry] = &[
     &linear::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
+    &rotary::ENTRY,
+    &permute_heads::ENTRY,
+    &reweight_heads::ENTRY,
     &add::ENTRY,
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
+    &linear_cross_entropy::ENTRY,
     &copy::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,
+    &crate::optimizer::adam::ENTRY,
+    &crate::optimizer::sgd::ENTRY,
+    &crate::optimizer::adagrad::ENTRY,
 ];

@@ -7,6 +7,7 @@ mod peer;
 mod plot;
 mod report;
 mod roofline;
+mod tasks;
 
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
@@ -60,7 +61,10 @@ impl Direction {
                         --out results\n  attn bench --variants softmax-attention --lengths 1024,4096 --peer torch \
                         --python venv/bin/python\n  attn bench --variants softmax-attention --window 256 --kv-heads 2 --dropout 0.1 \
                         --direction both\nThe last line is the answer in one sentence.")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Variants, by name [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
     variants: Vec<String>,
@@ -107,6 +111,12 @@ pub struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     features: features::Args,
+}
+
+/// What else can be compared.
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Other {
+    Tasks(tasks::TasksArgs),
 }
 
 /// One variant at one length.
@@ -226,6 +236,9 @@ fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) ->
 /// # Errors
 /// If an option does not fit, the device or its memory is missing, or a file cannot be written; and when interrupted.
 pub fn main(args: Args) -> Result<Status> {
+    if let Some(Other::Tasks(args)) = args.other {
+        return tasks::main(args);
+    }
     let mut entries = chosen(&args.variants)?;
     let device = args.device.open(stored(args.dtype, args.tf32)?)?;
     let threads = args.device.threads.map(usize::from);
