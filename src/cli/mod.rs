@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod completions;
+mod curves;
 pub mod device;
 pub mod devices;
 pub mod eval;
@@ -11,6 +12,7 @@ pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;
+mod sweep;
 pub mod train;
 pub mod validate;
 
