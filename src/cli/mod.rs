@@ -5,6 +5,7 @@ pub mod completions;
 pub mod device;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod kernels;
 pub mod run;
@@ -54,6 +55,7 @@ enum Command {
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Export(export::Args),
     Generate(generate::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
@@ -73,6 +75,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
+        Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args, &launched(OPS, &Arch::ALL)?)?;

@@ -42,9 +42,10 @@ struct LmArgs {
     /// Write over what --out holds
     #[arg(long)]
     overwrite: bool,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and in the
-    /// characters of its tokenizer.json, where there is one
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    /// Start from these weights: a directory in Hugging Face's GPT-2 layout (model.safetensors or an index of several), or
+    /// a file, also minGPT's state dict (.pt). A directory's config.json decides the model where flags do not, and its
+    /// tokenizer.json the characters
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
     /// only --steps, --eval-every, --save-every, --out and the device may change
@@ -67,18 +68,18 @@ pub fn main(args: Args) -> Result<Status> {
 fn lm(args: LmArgs) -> Result<Status> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
+    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let (done, settings) = match &resumed {
         Some(checkpoint) => {
             let (done, stored): (u64, Settings) = checkpoint.training()?;
             (done, args.settings.resume(stored)?)
         }
-        None => (0, args.settings.start()?),
+        None => (0, args.settings.start(initial.as_ref().and_then(|i| i.config.as_ref()))?),
     };
     if done >= settings.training.steps {
         let what = format!("--steps {}", settings.training.steps);
         return Err(Error::argument(what, format!("{done} have been done already"), "give a larger number to go on"));
     }
-    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.vocabulary()),
         (None, Some(initial)) => initial.vocabulary.as_ref(),

@@ -11,6 +11,7 @@ pub use model::{ModelArgs, ModelSettings};
 pub use training::{TrainingArgs, TrainingDtype, TrainingSettings};
 
 use crate::error::{Error, Result};
+use crate::model::GptConfig;
 use serde_json::Value;
 
 /// Flags that decide a run's numbers, and when it logs and saves.
@@ -67,12 +68,14 @@ impl Check {
 }
 
 impl SettingsArgs {
-    /// A new run's settings.
+    /// A new run's settings. Where flags say nothing, the model is of `initial`'s shape, if it starts from weights that
+    /// say theirs.
     ///
     /// # Errors
     /// If a flag's value is out of range.
-    pub fn start(&self) -> Result<Settings> {
-        let (model, training) = Default::default();
+    pub fn start(&self, initial: Option<&GptConfig>) -> Result<Settings> {
+        let model = initial.map_or_else(Default::default, |config| self.model.base(config));
+        let training = Default::default();
         let settings = self.over(Settings { data: self.data.defaults(), model, training });
         settings.check()?;
         Ok(settings)
@@ -150,7 +153,7 @@ mod tests {
 
     #[test]
     fn resuming_keeps_what_decides_the_numbers() {
-        let stored = with(TrainingArgs { lr: Some(3e-3), ..Default::default() }).start().unwrap();
+        let stored = with(TrainingArgs { lr: Some(3e-3), ..Default::default() }).start(None).unwrap();
         assert_eq!((stored.data.block_size, stored.training.optimizer.lr), (10, 3e-3));
         let longer = with(TrainingArgs { steps: Some(9), lr: Some(3e-3), ..Default::default() });
         let mut expected = stored.clone();
@@ -172,7 +175,7 @@ mod tests {
             (SettingsArgs { model: dropout, ..Default::default() }, "--dropout 1"),
             (with(TrainingArgs { grad_clip: Some(0.0), ..Default::default() }), "--grad-clip 0"),
         ] {
-            assert!(args.start().unwrap_err().to_string().starts_with(flag));
+            assert!(args.start(None).unwrap_err().to_string().starts_with(flag));
         }
     }
 }
