@@ -1,9 +1,11 @@
 // loss = mean over the targets that are not `ignore` of lse(logits) − logits[target]; 0 where there is none.
-// One warp a row; the mean is taken by one block, in a fixed order.
+// One warp a row.
+#include "mean_loss.cuh"
 #include "numbers.cuh"
 
-// lse = max + ln Σ e^(x − max). A NaN among the logits is dropped by the maximum, but not by the sum.
-KERNEL(cross_entropy_lse, 256)(const real* logits, float* lse, long long rows, int columns) {
+// lse = max + ln Σ e^(x − max), and the row's loss. A NaN among the logits is dropped by the maximum, not by the sum.
+KERNEL(cross_entropy_lse, 256)
+(const real* logits, const int* targets, float* lse, float* token_losses, long long rows, int columns, int ignore) {
     long long row = blockIdx.x * 8ll + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= rows) return;
@@ -13,31 +15,16 @@ KERNEL(cross_entropy_lse, 256)(const real* logits, float* lse, long long rows, i
     highest = warp_max(highest);
     for (int c = lane; c < columns; c += 32) sum += expf(widen(logits[c]) - highest);
     sum = warp_sum(sum);
-    if (lane == 0) lse[row] = highest + logf(sum);
+    if (lane != 0) return;
+    int target = targets[row];
+    float l = highest + logf(sum);
+    lse[row] = l;
+    token_losses[row] = target == ignore ? 0.f : l - widen(logits[target]);
 }
 
 KERNEL(cross_entropy_mean, 256)
-(const real* logits, const int* targets, const float* lse, long long rows, int columns, int ignore, float* loss,
- float* count) {
-    SHARED(float, sums, 256);
-    SHARED(float, counts, 256);
-    float sum = 0.f, n = 0.f;
-    for (long long row = threadIdx.x; row < rows; row += 256) {
-        if (targets[row] == ignore) continue;
-        sum += lse[row] - widen(logits[row * columns + targets[row]]);
-        n += 1.f;
-    }
-    sums[threadIdx.x] = sum;
-    counts[threadIdx.x] = n;
-    for (int half = 128; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x >= half) continue;
-        sums[threadIdx.x] += sums[threadIdx.x + half];
-        counts[threadIdx.x] += counts[threadIdx.x + half];
-    }
-    if (threadIdx.x != 0) return;
-    *loss = counts[0] > 0.f ? sums[0] / counts[0] : 0.f;
-    *count = counts[0];
+(const float* token_losses, const int* targets, long long rows, int ignore, float* loss, float* count) {
+    mean_loss(token_losses, targets, rows, ignore, loss, count);
 }
 
 // dx = (softmax(x) − onehot(target))·dloss/count, 0 where the target is ignored.

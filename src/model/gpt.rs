@@ -13,12 +13,12 @@ use crate::graph::{Graph, Tensor};
 use crate::op::Spec;
 use crate::ops::OPS;
 use crate::ops::add::Add;
-use crate::ops::cross_entropy::CrossEntropy;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::Embedding;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Activation, Linear, WeightLayout};
 use crate::ops::linear_attention::{self, LinearAttention};
+use crate::ops::linear_cross_entropy::LinearCrossEntropy;
 use crate::ops::permute_heads::{HeadOrder, PermuteHeads};
 use crate::ops::reweight_heads::ReweightHeads;
 use crate::ops::rotary::{self, Rotary, angles};
@@ -111,6 +111,8 @@ pub struct LossGraph {
     pub inputs: Inputs,
     /// The mean over targets that count.
     pub loss: Tensor,
+    /// Each target's loss (B,T); 0 where it is ignored.
+    pub token_losses: Tensor,
 }
 
 /// Names of the registry's attention variants.
@@ -352,10 +354,11 @@ impl Gpt {
         let tokens = graph.indices("tokens", &shape, 0..vocabulary);
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);
         let conditions = self.conditions(&mut graph, shape, dropout);
-        let logits = self.logits(&mut graph, tokens, conditions)?;
-        let loss = graph.one(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
+        let Hidden { states, head, .. } = self.hidden(&mut graph, tokens, conditions)?;
+        let losses = graph.record(LinearCrossEntropy { ignore: IGNORE }, &[states, head, targets])?;
         let Conditions { random, lengths, .. } = conditions;
-        Ok(LossGraph { graph, inputs: Inputs { tokens, targets, lengths, random }, loss })
+        let inputs = Inputs { tokens, targets, lengths, random };
+        Ok(LossGraph { graph, inputs, loss: losses[0], token_losses: losses[1] })
     }
 
     /// Writes [`Gpt::initial`] values to a plan of this model.

@@ -1,6 +1,9 @@
 //! loss = mean over the targets that are not ignored of lse(logits) − logits\[target\]; none left gives 0.
 //! The sum over rows is taken in a fixed order. NaN logits of a row that counts give NaN.
 //!
+//! Beside the mean come the terms themselves, token_losses (…), 0 where the target is ignored: what perplexities of
+//! documents and parts of a text are made of. They are for reading: no gradient flows through them.
+//!
 //! Saves lse of each row and the number of targets that count.
 //! d_logits = (softmax(logits) − onehot(target))·dloss/count, 0 where the target is ignored.
 
@@ -9,11 +12,12 @@ use crate::cpu::Real;
 use crate::cpu::simd::sum;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Source};
+use crate::graph::Tensor;
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
 use crate::precision::Precision;
-use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
+use crate::run_spec::{Given, OptionDoc, RunGraph, RunSpec, TensorDoc};
 use rayon::prelude::*;
 
 // SAFETY: rows and columns are compared with the sizes that the launch code takes from the places; targets are the
@@ -26,7 +30,7 @@ const SOURCE: Source = unsafe {
     )
 };
 
-/// The mean cross-entropy of [logits (…, V), targets int (…)], a tensor of shape \[1\].
+/// The mean cross-entropy of [logits (…, V), targets int (…)], a tensor of shape \[1\]; and each target's, (…).
 #[derive(Debug, Clone, Copy)]
 pub struct CrossEntropy {
     /// Targets of this value do not count. All others lie in 0..V.
@@ -53,7 +57,8 @@ impl Op for CrossEntropy {
         let (_, leading) = inputs[0].shape.split_last().expect("at least one axis");
         expect(self.name(), "targets", inputs[1], Spec::int(leading))?;
         Ok(Contract {
-            outputs: vec![Output::full([1])],
+            outputs: vec![Output::full([1]), Output::full(leading)],
+            constant_outputs: vec![1],
             saved: vec![Spec::full([rows]), Spec::full([1])],
             ..Default::default()
         })
@@ -70,7 +75,7 @@ impl Op for CrossEntropy {
 }
 
 /// ln Σ eˣ, shifted by the maximum.
-fn lse<R: Real>(x: &[R], mode: Mode) -> R {
+pub(crate) fn lse<R: Real>(x: &[R], mode: Mode) -> R {
     let highest = x.iter().copied().fold(R::NEG_INFINITY, R::maximum);
     if mode == Mode::Definition {
         return highest + x.iter().map(|&x| (x - highest).exp()).sum::<R>().ln();
@@ -97,11 +102,12 @@ impl<R: Real> CpuOp<R> for CrossEntropy {
         });
         // Summed in f64: one term after another, f32 would lose a digit over a few thousand targets.
         let (mut total, mut count) = (0.0, 0);
-        for ((x, &target), &lse) in logits.chunks_exact(columns).zip(targets).zip(&*lses) {
-            if target != self.ignore {
-                total += (lse - x[target as usize]).to_f64();
-                count += 1;
-            }
+        let token_losses = io.outputs[1].contiguous();
+        for (i, (x, &target)) in logits.chunks_exact(columns).zip(targets).enumerate() {
+            let counts = target != self.ignore;
+            token_losses[i] = if counts { lses[i] - x[target as usize] } else { R::ZERO };
+            total += token_losses[i].to_f64();
+            count += counts as usize;
         }
         io.outputs[0].fill(if count > 0 { R::from_f64(total / count as f64) } else { R::ZERO });
         io.saved[1].fill(R::from_usize(count));
@@ -148,19 +154,19 @@ impl GpuOp for CrossEntropy {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let (logits, targets, lse) = (&io.inputs[0], io.inputs[1].address, io.saved[0].address);
         let (rows, columns) = (io.saved[0].numel(), logits.shape[logits.shape.len() - 1] as i32);
-        let module = gpu.module(&SOURCE);
+        let (module, token_losses) = (gpu.module(&SOURCE), io.outputs[1].address);
         gpu.launch(
             &module,
             "cross_entropy_lse",
             launch_rows(rows),
-            &[&logits.address, &lse, &(rows as i64), &columns],
+            &[&logits.address, &targets, &lse, &token_losses, &(rows as i64), &columns, &self.ignore],
         )?;
         let (loss, count) = (io.outputs[0].address, io.saved[1].address);
         gpu.launch(
             &module,
             "cross_entropy_mean",
             Launch { grid: [1; 3], block: [256, 1, 1], shared: 0 },
-            &[&logits.address, &targets, &lse, &(rows as i64), &columns, &self.ignore, &loss, &count],
+            &[&token_losses, &targets, &(rows as i64), &self.ignore, &loss, &count],
         )
     }
 
@@ -189,33 +195,45 @@ impl GpuOp for CrossEntropy {
     }
 }
 
+/// The user's targets, of `classes` classes, and the value of `--ignore-index`.
+///
+/// # Errors
+/// If the targets are no integers of this shape, or one is neither a class nor the ignored value.
+pub(crate) fn targets(run: &mut RunGraph, shape: &[usize], classes: usize) -> Result<(Tensor, i32)> {
+    let ignore: i32 = run.option("ignore-index", "an integer")?.unwrap_or(-100);
+    let low = (ignore as i64).min(0);
+    let targets = run.ints("targets", shape, low..(classes as i64).max(ignore as i64 + 1))?;
+    let outside = |t: &&i64| **t != ignore as i64 && !(0..classes as i64).contains(*t);
+    if let Some(Given::Int(_, values)) = run.given.get("targets")
+        && let Some(t) = values.iter().find(outside)
+    {
+        let remedy = format!("give classes from 0 to {}, or the ignored {ignore}", classes as i64 - 1);
+        return Err(Error::argument("targets", format!("holds {t}"), remedy));
+    }
+    Ok((targets, ignore))
+}
+
 static RUN: RunSpec = RunSpec {
     inputs: &[
         TensorDoc { name: "logits", shape: "(…,V)", optional: false },
         TensorDoc { name: "targets", shape: "(…)", optional: false },
     ],
-    outputs: &[TensorDoc { name: "out", shape: "(1)", optional: false }],
+    outputs: &[
+        TensorDoc { name: "out", shape: "(1)", optional: false },
+        TensorDoc { name: "token_losses", shape: "(…)", optional: false },
+    ],
     options: &[OptionDoc {
         name: "ignore-index",
         value: Some("N"),
         help: "targets of this value do not count; -100 unless given",
     }],
     record: |run| {
-        let ignore: i32 = run.option("ignore-index", "an integer")?.unwrap_or(-100);
         let logits = run.real_of_any_shape("logits")?;
         let shape = run.graph.shape(logits).to_vec();
         let Some((&classes, leading)) = shape.split_last() else {
             return Err(Error::argument("logits", "is a single number", "give it as (…,V)"));
         };
-        let low = (ignore as i64).min(0);
-        let targets = run.ints("targets", leading, low..(classes as i64).max(ignore as i64 + 1))?;
-        let outside = |t: &&i64| **t != ignore as i64 && !(0..classes as i64).contains(*t);
-        if let Some(crate::run_spec::Given::Int(_, values)) = run.given.get("targets")
-            && let Some(t) = values.iter().find(outside)
-        {
-            let remedy = format!("give classes from 0 to {}, or the ignored {ignore}", classes as i64 - 1);
-            return Err(Error::argument("targets", format!("holds {t}"), remedy));
-        }
+        let (targets, ignore) = targets(run, leading, classes)?;
         run.graph.record(CrossEntropy { ignore }, &[logits, targets])
     },
 };
@@ -257,4 +275,31 @@ fn cases() -> Vec<Case> {
         twice,
         masked,
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::graph::Graph;
+    use crate::plan::{Plan, PlanOptions};
+    use std::sync::Arc;
+
+    /// Logits 0 and ln 3: probabilities 1/4 and 3/4.
+    #[test]
+    fn each_target_has_its_loss() {
+        let mut g = Graph::new();
+        let logits = g.variable("logits", &[3, 2]);
+        let targets = g.indices("targets", &[3], -1..2);
+        let losses = g.record(CrossEntropy { ignore: -1 }, &[logits, targets]).unwrap();
+        let options = PlanOptions { keep: losses.clone(), ..Default::default() };
+        let plan = Plan::new(g, Arc::new(Cpu::<f64>::new(1)), &options).unwrap();
+        plan.write(logits, &[0.0, 3f64.ln(), 0.0, 3f64.ln(), 0.0, 3f64.ln()]).unwrap();
+        plan.write_indices(targets, &[0, -1, 1]).unwrap();
+        plan.forward().unwrap();
+        let (mean, each) = (plan.read(losses[0]).unwrap()[0], plan.read(losses[1]).unwrap());
+        let expected = [4f64.ln(), 0.0, (4f64 / 3.0).ln()];
+        assert!(each.iter().zip(expected).all(|(x, e)| (x - e).abs() < 1e-15), "{each:?}");
+        assert!((mean - (expected[0] + expected[2]) / 2.0).abs() < 1e-15);
+    }
 }

@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
+pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
@@ -63,6 +64,7 @@ pub static OPS: &[&Entry] = &[
     &add::ENTRY,
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
+    &linear_cross_entropy::ENTRY,
     &copy::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,

@@ -37,7 +37,7 @@ impl Evaluator {
     /// # Errors
     /// If the device has too little memory.
     pub fn new(graph: LossGraph, device: Arc<dyn Device>) -> Result<Evaluator> {
-        let LossGraph { graph, inputs, loss } = graph;
+        let LossGraph { graph, inputs, loss, .. } = graph;
         let options = PlanOptions { keep: vec![loss], ..Default::default() };
         Ok(Evaluator { plan: Plan::new(graph, device, &options)?, inputs, loss })
     }

@@ -1,5 +1,6 @@
 //! Training: a loop that knows nothing of a model but its loss, and what it leaves on disk.
 
+mod answers;
 pub mod checkpoint;
 pub mod directory;
 mod evaluate;
@@ -8,6 +9,7 @@ mod progress;
 mod run;
 mod step;
 
+pub use answers::{Answers, Score};
 pub use evaluate::{Evaluation, Evaluator};
 pub use log::Log;
 pub use progress::Progress;

@@ -65,7 +65,7 @@ impl TrainingStep {
         settings: OptimizerSettings,
         seed: u64,
     ) -> Result<TrainingStep> {
-        let LossGraph { graph, inputs, loss } = graph;
+        let LossGraph { graph, inputs, loss, .. } = graph;
         let options = PlanOptions { roots: vec![loss], optimizer_slots: SLOTS, ..Default::default() };
         let plan = Plan::new(graph, device, &options)?;
         let OptimizerSettings { beta1, beta2, eps, weight_decay, max_norm, .. } = settings;
