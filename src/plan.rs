@@ -26,6 +26,8 @@ pub struct PlanOptions {
     pub keep: Vec<Tensor>,
     /// How many parameter-sized buffers the optimiser needs.
     pub optimizer_slots: usize,
+    /// Whether parameters' gradients add up over calls of [`Plan::backward`] until [`Plan::zero_gradients`].
+    pub accumulate: bool,
     /// Whether memory is filled with NaN before every forward, so that reading what was never written shows.
     pub poison: bool,
 }
@@ -210,11 +212,13 @@ impl Plan {
         for t in (0..graph.tensors.len()).map(Tensor).filter(|&t| owner(t) == t && graph.needs_gradient(t)) {
             let kept = readable.contains(&t) || matches!(graph.tensors[t.0].origin, Origin::Fed { .. });
             let from = born.get(&t).copied();
-            if !options.roots.contains(&t)
-                && from.is_none()
-                && training
-                && !matches!(graph.tensors[t.0].origin, Origin::Computed { .. })
-            {
+            let settled = match graph.tensors[t.0].origin {
+                Origin::Computed { .. } => true,
+                // What adds up starts as zeros, and is left to `zero_gradients`.
+                Origin::Parameter { .. } if options.accumulate => true,
+                _ => options.roots.contains(&t) || from.is_some(),
+            };
+            if training && !settled {
                 untouched.push(t);
             }
             if gradient_offsets.contains_key(&t) || !(training && (from.is_some() || kept)) {
@@ -261,7 +265,11 @@ impl Plan {
             };
             forward.push(Step { op: node.op.clone(), zero: Vec::new(), io });
         }
+        // Owners that something has contributed to already.
         let mut touched: BTreeSet<Tensor> = BTreeSet::new();
+        if options.accumulate {
+            touched.extend(graph.parameters());
+        }
         let mut backward = Vec::new();
         for &i in &steps {
             let node = &graph.nodes[i];
@@ -460,6 +468,11 @@ impl Plan {
             }
             Ok(())
         })
+    }
+
+    /// Sets the gradients of all parameters to zero: before the first of several backward runs that add up.
+    pub fn zero_gradients(&self) -> Result<()> {
+        self.zero(&self.flat_place(1, self.parameters.0))
     }
 
     /// Writes the hyper-parameters that updates read; at most [`HYPER`].

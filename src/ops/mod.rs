@@ -68,4 +68,7 @@ pub static OPS: &[&Entry] = &[
     &copy::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,
+    &crate::optimizer::adam::ENTRY,
+    &crate::optimizer::sgd::ENTRY,
+    &crate::optimizer::adagrad::ENTRY,
 ];

@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::model::gpt::attention_variants;
 use crate::model::{Gpt, GptConfig, Positions};
-use crate::train::{Answers, OptimizerSettings, TrainingStep, interrupted_by_ctrl_c};
+use crate::optimizer::{OptimizerName, OptimizerSettings};
+use crate::train::{Answers, StepOptions, TrainingStep, interrupted_by_ctrl_c};
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -197,9 +198,9 @@ impl Bench<'_> {
         let shape = GptConfig { layers, heads, width, block, vocabulary, ..Default::default() };
         let gpt = Gpt::new(GptConfig { attention, positions, ..shape })?;
         let batches = TaskBatches::new(*task, rows, block, seed)?;
-        let optimizer =
-            OptimizerSettings { lr: args.lr, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
-        let mut training = TrainingStep::new(gpt.loss(rows, 0.0)?, device.clone(), optimizer, seed)?;
+        let optimizer = OptimizerSettings { lr: args.lr, ..OptimizerSettings::of(OptimizerName::AdamW) };
+        let options = StepOptions::new(optimizer, seed);
+        let mut training = TrainingStep::new(gpt.loss(rows, 0.0)?, device.clone(), options)?;
         gpt.initialize(training.plan(), seed)?;
         let answers = Answers::new(&gpt, rows, device.clone())?;
         let ask = |training: &TrainingStep, size: usize| {
@@ -210,7 +211,7 @@ impl Bench<'_> {
         let interrupted = interrupted_by_ctrl_c();
         let mut done = 0;
         while done < args.steps && !interrupted.load(Ordering::SeqCst) {
-            let loss = training.run(done, &batches.training(done))?;
+            let loss = training.run(done, args.lr, &[batches.training(done)])?;
             if !loss.is_finite() {
                 let what = format!("{variant}, seed {seed}");
                 return Err(Error::argument(what, format!("the loss of step {done} is {loss}"), "give a smaller --lr"));
