@@ -6,6 +6,7 @@ mod curves;
 pub mod device;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod kernels;
 pub mod prepare;
@@ -55,6 +56,7 @@ enum Command {
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Export(export::Args),
     Generate(generate::Args),
     Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
@@ -75,6 +77,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
+        Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
         Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {

@@ -212,7 +212,7 @@ fn parsed(source: &Source, name: &str, flags: &[(String, Value)], outer: &LmArgs
             return Err(source.wrong(problem, "see `attn train lm --help`"));
         }
     };
-    args.settings.start().map_err(|e| source.wrong(format!("run `{name}`: {e}"), "correct it in the file"))?;
+    args.settings.start(None).map_err(|e| source.wrong(format!("run `{name}`: {e}"), "correct it in the file"))?;
     let given = |flag: &str| flags.iter().any(|(name, _)| name == flag);
     if !given("device") {
         args.device.device = outer.device.device;

@@ -55,9 +55,10 @@ pub(super) struct LmArgs {
     #[arg(long, value_name = "FILE.toml",
         conflicts_with_all = ["DataArgs", "ModelArgs", "TrainingArgs", "overwrite", "init", "resume"])]
     sweep: Option<PathBuf>,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and with its
-    /// tokenizer, where there is one and --tokenizer names no other
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    /// Start from these weights: a directory in Hugging Face's GPT-2 layout (model.safetensors or an index of several), or
+    /// a file, also minGPT's state dict (.pt). A directory's config.json decides the model where flags do not, and its
+    /// tokenizer is used where --tokenizer names no other
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
     /// only --steps, --eval-every (but with --schedule plateau), --early-stop, --save-every, --out and the device may change
@@ -113,16 +114,19 @@ pub(super) struct Trained {
 pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
+    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let (state, mut settings) = match &resumed {
         Some(checkpoint) => {
             let (state, stored): (State, Settings) = checkpoint.training()?;
             (state, args.settings.resume(stored)?)
         }
-        None => (State::default(), args.settings.start()?),
+        None => {
+            let model = initial.as_ref().and_then(|i| i.config.as_ref());
+            (State::default(), args.settings.start(model)?)
+        }
     };
     let State { step: done, mut watch } = state;
     check_unfinished(state, &settings.training)?;
-    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
         // A tokenizer that is asked for is made, and must fit the weights.
