@@ -2,6 +2,7 @@
 
 pub mod add;
 pub mod attention;
+pub mod concatenate;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
@@ -13,6 +14,7 @@ pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
+pub mod recurrent;
 pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
@@ -57,7 +59,10 @@ pub static OPS: &[&Entry] = &[
     &add::ENTRY,
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
+    &recurrent::GRU,
+    &recurrent::RNN,
     &copy::ENTRY,
+    &concatenate::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,
 ];
