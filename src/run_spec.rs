@@ -177,3 +177,21 @@ impl RunGraph {
         self.options.get(name).map(parse).transpose()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::TensorDoc;
+
+    #[test]
+    fn a_name_may_stand_for_many() {
+        let doc = |name| TensorDoc { name, shape: "", optional: false };
+        let weight = doc("weight_l{k}[_reverse]");
+        for name in ["weight_l0", "weight_l12", "weight_l3_reverse"] {
+            assert!(weight.names(name), "{name}");
+        }
+        for name in ["weight_l", "weight_l_reverse", "weight_l0_rev", "weight_l0x", "eight_l0", "weight_l{k}"] {
+            assert!(!weight.names(name), "{name}");
+        }
+        assert!(doc("x").names("x") && !doc("x").names("x0") && doc("a{k}").names("a7") && !doc("a{k}").names("a7_"));
+    }
+}

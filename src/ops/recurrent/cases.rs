@@ -30,7 +30,7 @@ impl Shape {
     fn without_bias(self) -> Shape {
         Shape { bias: false, ..self }
     }
-    fn from_a_state(self) -> Shape {
+    fn with_a_state(self) -> Shape {
         Shape { initial: true, ..self }
     }
     fn ragged(self, lengths: &[i32]) -> Shape {
@@ -102,16 +102,16 @@ pub(super) fn gru() -> Vec<Case> {
     let shape = |batch, length, hidden| Shape::of(Cell::Gru, batch, length, hidden);
     vec![
         shape(1, 1, 1).case(),
-        shape(3, 2, 1).both_ways().from_a_state().case(),
+        shape(3, 2, 1).both_ways().with_a_state().case(),
         shape(1, 37, 16).without_bias().case(),
         shape(3, 2, 37).both_ways().case().in_every_order(),
-        shape(8, 5, 16).both_ways().from_a_state().ragged(&[5, 0, 1, 3, 5, 2, 4, 1]).case().in_every_order(),
-        shape(3, 5, 20).both_ways().from_a_state().ragged(&[0, 5, 1]).stepwise().case().in_every_order(),
+        shape(8, 5, 16).both_ways().with_a_state().ragged(&[5, 0, 1, 3, 5, 2, 4, 1]).case().in_every_order(),
+        shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).stepwise().case().in_every_order(),
         // Three teams of each direction.
         shape(19, 3, 37).both_ways().ragged(&[3; 19]).case(),
-        shape(8, 37, 64).both_ways().from_a_state().without_bias().case(),
+        shape(8, 37, 64).both_ways().with_a_state().without_bias().case(),
         shape(3, 2, 256).both_ways().case().large(),
-        shape(2, 0, 5).from_a_state().case(),
+        shape(2, 0, 5).with_a_state().case(),
         shape(0, 3, 5).both_ways().case(),
         shape(3, 4, 5).ragged(&[0, 0, 0]).case(),
         layered(Cell::Gru),
@@ -121,11 +121,11 @@ pub(super) fn gru() -> Vec<Case> {
 pub(super) fn rnn() -> Vec<Case> {
     let shape = |cell, batch, length, hidden| Shape::of(cell, batch, length, hidden);
     vec![
-        shape(Cell::Tanh, 3, 7, 37).both_ways().from_a_state().ragged(&[7, 1, 0]).case().in_every_order(),
+        shape(Cell::Tanh, 3, 7, 37).both_ways().with_a_state().ragged(&[7, 1, 0]).case().in_every_order(),
         shape(Cell::Relu, 3, 5, 20).without_bias().case(),
-        shape(Cell::Identity, 1, 37, 1).from_a_state().case(),
+        shape(Cell::Identity, 1, 37, 1).with_a_state().case(),
         shape(Cell::Identity, 9, 3, 16).both_ways().ragged(&[3, 2, 1, 0, 3, 2, 1, 3, 2]).case(),
-        shape(Cell::Tanh, 2, 4, 20).both_ways().from_a_state().stepwise().case(),
+        shape(Cell::Tanh, 2, 4, 20).both_ways().with_a_state().stepwise().case(),
         layered(Cell::Tanh),
     ]
 }

@@ -132,8 +132,11 @@ impl Recurrence {
     /// The fewest units a block with which a team's blocks can all run at once. A block holds, of W_hh, `rows` rows of
     /// `columns` for each unit, and a tile of as many columns.
     fn division(&self, gpu: &Gpu, s: &Sizes, entry: &str, (rows, columns): (usize, usize)) -> Result<Division> {
-        let mut units = UNITS;
-        while !self.stepwise {
+        let stepwise = Division { units: UNITS, slices: s.hidden.div_ceil(UNITS), shared: 0, at_once: None };
+        if self.stepwise {
+            return Ok(stepwise);
+        }
+        for units in (0..).map(|doubled| UNITS << doubled) {
             let slices = s.hidden.div_ceil(units);
             let shared = 4 * ROWS * pitch(columns) + rows * units * padded(columns) * gpu.storage().bytes();
             if shared > gpu.properties().shared_per_block as usize {
@@ -148,9 +151,8 @@ impl Recurrence {
             if slices == 1 {
                 break;
             }
-            units *= 2;
         }
-        Ok(Division { units: UNITS, slices: s.hidden.div_ceil(UNITS), shared: 0, at_once: None })
+        Ok(stepwise)
     }
 
     /// Runs a pass of `turns` turns. `launch` does it: division, inputs, whether cooperative, grid, first and last turn.

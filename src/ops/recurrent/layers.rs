@@ -139,19 +139,29 @@ pub(super) static RNN_RUN: RunSpec = RunSpec {
 fn record(run: &mut RunGraph, cell: Cell) -> Result<Vec<Tensor>> {
     let x = run.real("x", "(B,T,I)")?;
     let [batch, length, width] = run.graph.shape(x)[..] else { unreachable!("three axes") };
-    let Some(Given::Real(shape, _)) = run.given.get("weight_hh_l0") else {
-        let problem = "is missing from the input, or not floating point";
-        return Err(Error::argument("weight_hh_l0", problem, format!("add it with shape ({}H,H)", gates_text(cell))));
+    let letters = if cell.gates() == 1 { "(H,H)".into() } else { format!("({}H,H)", cell.gates()) };
+    let hidden = match run.given.get("weight_hh_l0") {
+        Some(Given::Real(shape, _)) if shape.len() == 2 && shape[0] == cell.gates() * shape[1] && shape[1] > 0 => {
+            shape[1]
+        }
+        Some(other) => {
+            let kind = if matches!(other, Given::Int(..)) { "integers" } else { "floating point" };
+            let problem = format!("is {kind} of shape {:?}", other.shape());
+            let remedy = format!("give floating point of shape {letters}");
+            return Err(Error::argument("tensor `weight_hh_l0`", problem, remedy));
+        }
+        None => {
+            let remedy = format!("add it with shape {letters}");
+            return Err(Error::argument("weight_hh_l0", "is missing from the input", remedy));
+        }
     };
-    let hidden = shape.last().copied().unwrap_or(0);
     let columns = cell.gates() * hidden;
-    let has = |run: &RunGraph, name: &str| run.has(name);
-    let suffixes: &[&str] = match ["weight_ih", "weight_hh"].iter().any(|n| has(run, &format!("{n}_l0_reverse"))) {
+    let suffixes: &[&str] = match ["weight_ih", "weight_hh"].iter().any(|n| run.has(&format!("{n}_l0_reverse"))) {
         true => &["", "_reverse"],
         false => &[""],
     };
-    let bias = ["bias_ih_l0", "bias_hh_l0"].iter().any(|n| has(run, n));
-    let count = (0..).take_while(|k| ["ih", "hh"].iter().any(|n| has(run, &format!("weight_{n}_l{k}")))).count();
+    let bias = ["bias_ih_l0", "bias_hh_l0"].iter().any(|n| run.has(n));
+    let count = (0..).take_while(|k| ["ih", "hh"].iter().any(|n| run.has(&format!("weight_{n}_l{k}")))).count();
     let mut layers = Vec::new();
     for k in 0..count {
         let inputs = if k == 0 { width } else { suffixes.len() * hidden };
@@ -181,17 +191,13 @@ fn record(run: &mut RunGraph, cell: Cell) -> Result<Vec<Tensor>> {
     Ok(vec![out, h_n])
 }
 
-fn gates_text(cell: Cell) -> String {
-    if cell.gates() == 1 { String::new() } else { cell.gates().to_string() }
-}
-
 /// A tensor of the user's that must have this shape.
 fn parameter(run: &mut RunGraph, name: String, shape: &[usize]) -> Result<Tensor> {
     let sizes: Vec<String> = shape.iter().map(usize::to_string).collect();
     let letters = format!("({})", sizes.join(","));
     let t = run.real(&name, &letters)?;
     let got = run.graph.shape(t);
-    if got != shape || shape.contains(&0) && name != "h_0" {
+    if got != shape {
         let problem = format!("has shape {got:?}");
         let remedy = format!("give it as {letters}: x and weight_hh_l0 set the sizes");
         return Err(Error::argument(format!("tensor `{name}`"), problem, remedy));

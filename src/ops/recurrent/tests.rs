@@ -12,8 +12,14 @@ fn even_against_odd(x: &[f64], device: Arc<dyn Device>) -> f64 {
     let mut g = Graph::new();
     let gates = g.input("x", &[1, x.len(), 1]);
     let weight = g.parameter("weight_hh", &[1, 1], false);
-    let op =
-        Recurrence { cell: Cell::Identity, directions: 1, bias: false, initial: false, lengths: false, stepwise: false };
+    let op = Recurrence {
+        cell: Cell::Identity,
+        directions: 1,
+        bias: false,
+        initial: false,
+        lengths: false,
+        stepwise: false,
+    };
     let h_n = g.record(op, &[gates, weight]).unwrap()[1];
     let plan = Plan::new(g, device, &PlanOptions { keep: vec![h_n], ..Default::default() }).unwrap();
     plan.write(gates, x).unwrap();
@@ -27,7 +33,8 @@ fn even_against_odd(x: &[f64], device: Arc<dyn Device>) -> f64 {
 #[test]
 fn a_recurrence_tells_whether_even_places_or_odd_ones_sum_to_more() {
     // h_T = x_T − x_{T−1} + x_{T−2} − …: places of T's parity, counted from 1, stand for the sum.
-    let devices: [fn() -> Arc<dyn Device>; 2] = [|| Arc::new(Cpu::<f64>::definition()), || Arc::new(Cpu::<f32>::new(1))];
+    let devices: [fn() -> Arc<dyn Device>; 2] =
+        [|| Arc::new(Cpu::<f64>::definition()), || Arc::new(Cpu::<f32>::new(1))];
     for device in devices {
         let run = |x: &[f64]| even_against_odd(x, device());
         // Of even length: 1 where the even-placed sum is larger.
