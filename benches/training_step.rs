@@ -4,7 +4,8 @@ use attn_engine::cpu::Cpu;
 use attn_engine::data::Batch;
 use attn_engine::model::gpt::attention_variants;
 use attn_engine::model::{Gpt, GptConfig, PRESETS};
-use attn_engine::train::{OptimizerSettings, TrainingStep};
+use attn_engine::optimizer::{OptimizerName, OptimizerSettings};
+use attn_engine::train::{StepOptions, TrainingStep};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::sync::Arc;
 
@@ -23,22 +24,22 @@ fn training_step(c: &mut Criterion) {
             width: preset.width,
             block: BLOCK,
             vocabulary: VOCABULARY,
-            attention: attention.into(),
+            attention: vec![attention.into()],
+            ..Default::default()
         })
         .expect("a preset is a valid model");
-        let optimizer =
-            OptimizerSettings { lr: 3e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0 };
+        let options = StepOptions::new(OptimizerSettings::of(OptimizerName::AdamW), 1);
         let graph = gpt.loss(ROWS, 0.0).expect("a valid model records");
-        let mut step = TrainingStep::new(graph, Arc::new(Cpu::<f32>::new(0)), optimizer, 1).expect("it fits");
+        let mut step = TrainingStep::new(graph, Arc::new(Cpu::<f32>::new(0)), options).expect("it fits");
         gpt.initialize(step.plan(), 1).expect("the CPU does not fail");
         let tokens: Vec<i32> = (0..ROWS * BLOCK).map(|i| (i * i % VOCABULARY) as i32).collect();
         let targets = tokens.iter().map(|t| (t + 1) % VOCABULARY as i32).collect();
-        let batch = Batch { tokens, targets, lengths: vec![BLOCK as i32; ROWS] };
+        let batches = [Batch { tokens, targets, lengths: vec![BLOCK as i32; ROWS] }];
         let mut done = 0;
         group.bench_function(format!("{}/{attention}", preset.name), |b| {
             b.iter(|| {
                 done += 1;
-                step.run(done, &batch).expect("the CPU does not fail")
+                step.run(done, 3e-3, &batches).expect("the CPU does not fail")
             })
         });
     }

@@ -95,13 +95,42 @@ struct Tiles {
     // sum[i][c] += Σ_s w[i][s]·b[s][output_column(c)], with the weights of all of a row's threads.
     template <int D>
     static __device__ __forceinline__ void apply(float (&sum)[ROWS][D / 16], const float (&w)[ROWS][COLUMNS], const Rows<D>& b) {
-        float *weights = b.staged, *rows = b.staged + 2 * M * PITCH;
-        __syncthreads();  // what was staged before has been read
-        stage<D>(rows, D, b, blockIdx.y * D);
+        float* weights = stage_slice(b);
 #pragma unroll
         for (int i = 0; i < ROWS; ++i)
 #pragma unroll
             for (int j = 0; j < COLUMNS; ++j) weights[row(i) * WEIGHT_PITCH + column(j)] = w[i][j];
+        apply_staged(sum, b);
+    }
+
+    // Σ_i w[i][q]·b[i][c] over all rows i of the tile, for the c of the block's slice: calls add(q, c, sum) for each number.
+    template <int D, class Add>
+    static __device__ __forceinline__ void apply_transposed(const float (&w)[ROWS][COLUMNS], const Rows<N>&, const Rows<D>& b, Add add) {
+        float sum[ROWS][D / 16] = {}, *weights = stage_slice(b);
+#pragma unroll
+        for (int j = 0; j < COLUMNS; ++j)
+            *reinterpret_cast<float4*>(weights + column(j) * WEIGHT_PITCH + row(0)) = make_float4(w[0][j], w[1][j], w[2][j], w[3][j]);
+        apply_staged(sum, b);
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < D / 16; ++j) add(row(i), output_column<D>(j), sum[i][j]);
+    }
+
+  private:
+    static constexpr int DEPTH = 32;              // columns staged at a time for scores
+    static constexpr int PITCH = DEPTH + 4;       // float4 reads of 8 neighbouring rows then touch all 32 banks once
+    static constexpr int WEIGHT_PITCH = N + 4;    // the tile of weights lies where the pieces for scores were
+
+    // Starts copying the block's slice of b's rows; gives where the weights are to lie.
+    template <int D> static __device__ __forceinline__ float* stage_slice(const Rows<D>& b) {
+        __syncthreads();  // what was staged before has been read
+        stage<D>(b.staged + 2 * M * PITCH, D, b, blockIdx.y * D);
+        return b.staged;
+    }
+    // sum[i][c] += Σ_s weights[row(i)][s]·b[s][output_column(c)], both staged.
+    template <int D> static __device__ __forceinline__ void apply_staged(float (&sum)[ROWS][D / 16], const Rows<D>& b) {
+        const float *weights = b.staged, *rows = b.staged + 2 * M * PITCH;
         arrive();
 #pragma unroll 2
         for (int s = 0; s < N; s += 4) {
@@ -121,11 +150,6 @@ struct Tiles {
             }
         }
     }
-
-  private:
-    static constexpr int DEPTH = 32;              // columns staged at a time for scores
-    static constexpr int PITCH = DEPTH + 4;       // float4 reads of 8 neighbouring rows then touch all 32 banks once
-    static constexpr int WEIGHT_PITCH = N + 4;    // the tile of weights lies where the pieces for scores were
 
     // Copies 64 rows, columns column0 … column0 + WIDTH − 1, as f32; beyond the matrix come zeros.
     template <int WIDTH, int D>

@@ -151,6 +151,71 @@ template <int MT, int WARPS, int N_> struct Tiles {
         }
     }
 
+    // Σ_i w[i][q]·b[i][c] over all rows i of the tile, those of the other warps too: calls add(q, c, sum) for each number.
+    // `stage` has M rows, in which the weights are handed over; it and b may be overwritten after `finished`.
+    template <int D, class Add>
+    static __device__ __forceinline__ void apply_transposed(const float (&w)[ROWS][COLUMNS], const Rows<N>& stage, const Rows<D>& b,
+                                                            Add add) {
+        constexpr int PITCH = Rows<D>::PITCH, STAGE_PITCH = Rows<N>::PITCH, STEP = 2 * CHUNK;
+        // The warps share the result's groups of 16 rows and, where there are fewer of those, its columns.
+        constexpr int GROUPS = N / 16, SHARES = WARPS > GROUPS ? WARPS / GROUPS : 1;
+        int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < ROWS; ++i)
+#pragma unroll
+            for (int j = 0; j < COLUMNS; j += 2) {
+                real* to = stage.at + row(i) * STAGE_PITCH + column(j);
+                if constexpr (sizeof(real) == 2) *reinterpret_cast<uint32_t*>(to) = pack<real>(w[i][j], w[i][j + 1]);
+                else to[0] = w[i][j], to[1] = w[i][j + 1];
+            }
+        __syncthreads();
+#pragma unroll 1
+        for (int item = threadIdx.x / 32; item < GROUPS * SHARES; item += WARPS) {
+            int q = item % GROUPS * 16;
+            uint32_t left[M / STEP][4];
+#pragma unroll
+            for (int s = 0; s < M; s += STEP) {
+                uint32_t(&a)[4] = left[s / STEP];
+                if constexpr (sizeof(real) == 2) {
+                    // Rows s … in memory are the operand's columns: first both groups of 8 rows of it, then the next 8 columns.
+                    ldmatrix_x4_transposed(a, stage.at + (s + lane % 8 + lane / 16 * 8) * STAGE_PITCH + q + lane / 8 % 2 * 8);
+                } else {
+                    // The operand's column t is the tile's row 2t, and t + 4 its 2t + 1, as in `as_left`.
+                    const real* from = stage.at + (s + 2 * (lane % 4)) * STAGE_PITCH + q + lane / 4;
+                    a[0] = to_tf32(widen(from[0]));
+                    a[1] = to_tf32(widen(from[8]));
+                    a[2] = to_tf32(widen(from[STAGE_PITCH]));
+                    a[3] = to_tf32(widen(from[STAGE_PITCH + 8]));
+                }
+            }
+#pragma unroll 1  // a piece of the result at a time: its registers are needed by the sums that stay
+            for (int c = item / GROUPS * 16; c < D; c += 16 * SHARES) {
+                float sum[2][4] = {};
+#pragma unroll
+                for (int s = 0; s < M; s += STEP) {
+                    if constexpr (sizeof(real) == 2) {
+                        uint32_t right[4];
+                        ldmatrix_x4_transposed(right, b.at + (s + lane % 16) * PITCH + lane / 16 * 8 + c);
+                        uint32_t first[2] = {right[0], right[1]}, second[2] = {right[2], right[3]};
+                        mma_16x8x16<real>(sum[0], left[s / STEP], first);
+                        mma_16x8x16<real>(sum[1], left[s / STEP], second);
+                    } else {
+                        const real* from = b.at + (s + 2 * (lane % 4)) * PITCH + lane / 4 + c;
+#pragma unroll
+                        for (int n = 0; n < 2; ++n) {
+                            uint32_t right[2] = {to_tf32(widen(from[8 * n])), to_tf32(widen(from[PITCH + 8 * n]))};
+                            mma_16x8x8_tf32(sum[n], left[s / STEP], right);
+                        }
+                    }
+                }
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) add(q + lane / 4 + e / 2 * 8, c + 8 * n + lane % 4 * 2 + e % 2, sum[n][e]);
+            }
+        }
+    }
+
   private:
     // One `mma` on 16 rows and 8 columns: those of row group m, from a thread's column j on.
     template <int WIDTH>

@@ -67,11 +67,22 @@ pub(crate) struct Node {
     pub contract: Contract,
 }
 
+/// What a tensor holds as soon as it is planned.
+#[derive(Debug, Clone)]
+pub(crate) enum Preset {
+    /// Floating point.
+    Real(Vec<f64>),
+    /// Integers.
+    Int(Vec<i32>),
+}
+
 /// A model, forward only.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     pub(crate) tensors: Vec<Info>,
     pub(crate) nodes: Vec<Node>,
+    /// What plans write before anybody else does.
+    pub(crate) presets: Vec<(Tensor, Preset)>,
 }
 
 impl Graph {
@@ -110,6 +121,30 @@ impl Graph {
     /// Integers that the user writes, each in `range`: tokens, lengths. Writing others is an error, so ops need no checks.
     pub fn indices(&mut self, name: &str, shape: &[usize], range: Range<i64>) -> Tensor {
         self.add_contiguous(name, Spec::int(shape), Origin::Fed { range }, false)
+    }
+
+    /// A tensor that is no input: tables of sines, slopes. Each plan writes it once. [`Kind::Full`] keeps the precision of the
+    /// computation where tensors are stored in 16 bits.
+    ///
+    /// # Panics
+    /// If it is of integers, or the number of values is not the shape's.
+    pub fn constant(&mut self, name: &str, spec: Spec, values: Vec<f64>) -> Tensor {
+        assert!(spec.kind != Kind::Int && spec.numel() == values.len(), "{name}: as many values as {spec} has");
+        let t = self.add_contiguous(name, spec, Origin::Fed { range: 0..0 }, false);
+        self.presets.push((t, Preset::Real(values)));
+        t
+    }
+
+    /// Integers that hold these values until the user writes others.
+    ///
+    /// # Panics
+    /// If the number of values is not the shape's, or one is out of range.
+    pub fn preset_indices(&mut self, name: &str, shape: &[usize], range: Range<i64>, values: Vec<i32>) -> Tensor {
+        assert!(shape.iter().product::<usize>() == values.len(), "{name}: as many values as {shape:?} has");
+        assert!(values.iter().all(|&x| range.contains(&(x as i64))), "{name}: values in range");
+        let t = self.indices(name, shape, range);
+        self.presets.push((t, Preset::Int(values)));
+        t
     }
 
     /// A trained tensor; `decay` says whether an optimiser's weight decay applies to it.
@@ -331,7 +366,7 @@ impl Graph {
         (0..self.tensors.len()).filter(|&i| trained(&self.tensors[i])).map(Tensor).collect()
     }
 
-    /// All tensors that the user writes.
+    /// All tensors that are written from outside: by the user, or as constants by the plan.
     pub fn fed(&self) -> Vec<Tensor> {
         let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. });
         (0..self.tensors.len()).filter(|&i| fed(&self.tensors[i])).map(Tensor).collect()

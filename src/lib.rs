@@ -125,6 +125,7 @@ pub mod optimizer;
 pub mod philox;
 pub mod plan;
 pub mod precision;
+pub mod probe;
 pub mod run_spec;
 pub mod train;
 pub mod validate;

@@ -8,7 +8,7 @@ mod pool;
 use crate::cpu::strided::contiguous_strides;
 use crate::device::{Device, Memory};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Origin, Tensor};
+use crate::graph::{Graph, Origin, Preset, Tensor};
 pub use crate::op::HYPER;
 use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Spec, UPDATE_SCRATCH, Update};
 use crate::precision::Precision;
@@ -26,6 +26,8 @@ pub struct PlanOptions {
     pub keep: Vec<Tensor>,
     /// How many parameter-sized buffers the optimiser needs.
     pub optimizer_slots: usize,
+    /// Whether parameters' gradients add up over calls of [`Plan::backward`] until [`Plan::zero_gradients`].
+    pub accumulate: bool,
     /// Whether memory is filled with NaN before every forward, so that reading what was never written shows.
     pub poison: bool,
 }
@@ -210,11 +212,13 @@ impl Plan {
         for t in (0..graph.tensors.len()).map(Tensor).filter(|&t| owner(t) == t && graph.needs_gradient(t)) {
             let kept = readable.contains(&t) || matches!(graph.tensors[t.0].origin, Origin::Fed { .. });
             let from = born.get(&t).copied();
-            if !options.roots.contains(&t)
-                && from.is_none()
-                && training
-                && !matches!(graph.tensors[t.0].origin, Origin::Computed { .. })
-            {
+            let settled = match graph.tensors[t.0].origin {
+                Origin::Computed { .. } => true,
+                // What adds up starts as zeros, and is left to `zero_gradients`.
+                Origin::Parameter { .. } if options.accumulate => true,
+                _ => options.roots.contains(&t) || from.is_some(),
+            };
+            if training && !settled {
                 untouched.push(t);
             }
             if gradient_offsets.contains_key(&t) || !(training && (from.is_some() || kept)) {
@@ -261,7 +265,11 @@ impl Plan {
             };
             forward.push(Step { op: node.op.clone(), zero: Vec::new(), io });
         }
+        // Owners that something has contributed to already.
         let mut touched: BTreeSet<Tensor> = BTreeSet::new();
+        if options.accumulate {
+            touched.extend(graph.parameters());
+        }
         let mut backward = Vec::new();
         for &i in &steps {
             let node = &graph.nodes[i];
@@ -325,6 +333,12 @@ impl Plan {
         // Parameters and their paddings, gradients and slots start as zeros.
         // SAFETY: the fixed sections start the plan's own allocation.
         unsafe { plan.device.fill(base, 0, fixed)? };
+        for (t, preset) in &plan.graph.presets {
+            match preset {
+                Preset::Real(values) => plan.put(&plan.values[t], values)?,
+                Preset::Int(values) => plan.write_indices(*t, values)?,
+            }
+        }
         for &root in &options.roots {
             if plan.graph.spec(root).numel() == 1 {
                 plan.put(&plan.gradients[&root], &[1.0])?;
@@ -454,6 +468,11 @@ impl Plan {
             }
             Ok(())
         })
+    }
+
+    /// Sets the gradients of all parameters to zero: before the first of several backward runs that add up.
+    pub fn zero_gradients(&self) -> Result<()> {
+        self.zero(&self.flat_place(1, self.parameters.0))
     }
 
     /// Writes the hyper-parameters that updates read; at most [`HYPER`].

@@ -60,7 +60,13 @@ fn run_case_in(case: &Case, device: Arc<dyn Device>, inputs: Precision) -> Resul
     let seeds: Vec<Vec<f64>> = roots.iter().map(|&t| graph.draw(graph.spec(t).numel(), 1.0)).collect();
     let data = graph.data.clone();
     let optimizer_slots = case.training.as_ref().map_or(0, |t| t.slots);
-    let options = PlanOptions { roots: roots.clone(), keep: outputs.clone(), optimizer_slots, poison: true };
+    let options = PlanOptions {
+        roots: roots.clone(),
+        keep: outputs.clone(),
+        optimizer_slots,
+        poison: true,
+        ..Default::default()
+    };
     let plan = Plan::new((*graph).clone(), device, &options)?;
     for (t, data) in &data {
         match data {

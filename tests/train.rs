@@ -1,75 +1,12 @@
 //! `attn train lm`, `eval lm` and `generate` from outside: what they write, and what they refuse.
 
-use assert_cmd::Command;
+#[path = "common/place.rs"]
+mod place;
+
+use place::{Place, same_files};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
-
-/// A folder for a test, and the binary that runs in it.
-struct Place(tempfile::TempDir);
-
-impl Place {
-    fn new() -> Place {
-        Place(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str, text: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), text).unwrap();
-        name.into()
-    }
-
-    /// Runs `attn`, which must succeed, and returns what it printed.
-    fn attn(&self, line: &str) -> String {
-        let output = self.command(line).assert().success();
-        String::from_utf8(output.get_output().stdout.clone()).unwrap()
-    }
-
-    /// The same on another device than the CPU.
-    fn attn_on(&self, device: &str, line: &str) {
-        let mut command = Command::cargo_bin("attn").unwrap();
-        command.current_dir(self.0.path()).args(line.split_whitespace()).args(["--device", device]).assert().success();
-    }
-
-    /// Runs `attn`, which must fail with code 2 and say these words.
-    fn refuses(&self, line: &str, words: &[&str]) {
-        let output = self.command(line).assert().code(2);
-        let message = String::from_utf8(output.get_output().stderr.clone()).unwrap();
-        for word in words {
-            assert!(message.contains(word), "{line}: {word:?} is missing in {message}");
-        }
-        assert!(!message.contains("panicked"), "{line}: {message}");
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::cargo_bin("attn").unwrap();
-        command.current_dir(self.0.path()).args(line.split_whitespace());
-        if !line.starts_with("-") {
-            command.args(["--device", "cpu", "--threads", "1"]);
-        }
-        command
-    }
-
-    fn rows(&self, run: &str) -> Vec<Value> {
-        let text = fs::read_to_string(self.path(run).join("log.jsonl")).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    /// The losses of a run's steps, as bits.
-    fn losses(&self, run: &str) -> Vec<u64> {
-        self.rows(run).iter().filter_map(|row| Some(row["loss"].as_f64()?.to_bits())).collect()
-    }
-}
-
-fn same_files(a: &Path, b: &Path, names: &[&str]) {
-    for name in names {
-        assert_eq!(fs::read(a.join(name)).unwrap(), fs::read(b.join(name)).unwrap(), "{name}");
-    }
-}
 
 const SMALL: &str = "--batch-size 4 --save-every 0";
 const WEIGHTS: [&str; 2] = ["model.safetensors", "optimizer.safetensors"];

@@ -9,6 +9,9 @@ use crate::gpu::cuda::cache::{self, Cache};
 use crate::gpu::cuda::gate::{self, GateItem, Report};
 use crate::gpu::cuda::install::{install_nvdisasm, install_nvrtc};
 use crate::gpu::cuda::nvdisasm::Nvdisasm;
+use crate::gpu::modules::{launched, launched_by_cases};
+use crate::ops::{OPS, softmax_attention};
+use crate::precision::Precision;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -50,6 +53,9 @@ enum Command {
         /// Only kernels whose file's name matches; * stands for anything
         #[arg(long, value_name = "GLOB", default_value = "*")]
         kernels: String,
+        /// Only attention without features in bf16, at head sizes 16, 64, 128 and 256: what docs/machine-code.md tells of
+        #[arg(long)]
+        representative: bool,
         #[command(flatten)]
         how: How,
     },
@@ -78,10 +84,17 @@ fn parse_archs(text: &str) -> Result<Archs, Error> {
 
 /// Runs the command on what the validation cases launch. `false`: something is wrong with a kernel, and the table on
 /// stdout says what.
-pub fn run(args: KernelsArgs, items: &[GateItem]) -> anyhow::Result<bool> {
-    let (archs, out, sass, kernels, how) = match args.command {
-        Command::Build { arch, out, how } => (arch.0, Some(out), false, "*".into(), how),
-        Command::Report { arch, sass, kernels, how } => (arch.0, None, sass, kernels, how),
+pub fn run(args: KernelsArgs) -> anyhow::Result<bool> {
+    let (archs, out, sass, kernels, representative, how) = match args.command {
+        Command::Build { arch, out, how } => (arch.0, Some(out), false, "*".into(), false, how),
+        Command::Report { arch, sass, kernels, representative, how } => {
+            (arch.0, None, sass, kernels, representative, how)
+        }
+    };
+    let items = if representative {
+        launched_by_cases(&[Precision::Bf16], &softmax_attention::representative_cases(), &archs)?
+    } else {
+        launched(OPS, &Arch::ALL)?
     };
     let items: Vec<GateItem> = items.iter().filter(|i| matches(&kernels, i.module.source)).cloned().collect();
     if items.is_empty() {

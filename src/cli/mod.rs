@@ -7,15 +7,13 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod kernels;
+pub mod probe;
 pub mod run;
 pub mod settings;
 pub mod train;
 pub mod validate;
 
 use crate::error::{Error, Result};
-use crate::gpu::cuda::Arch;
-use crate::gpu::modules::launched;
-use crate::ops::OPS;
 use clap::{Parser, Subcommand};
 use std::io::Write;
 
@@ -55,6 +53,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Generate(generate::Args),
+    Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -74,8 +73,9 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
         Command::Generate(args) => generate::main(args),
+        Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {
-            let passed = kernels::run(args, &launched(OPS, &Arch::ALL)?)?;
+            let passed = kernels::run(args)?;
             return Ok(if passed { Status::Done } else { Status::Failed });
         }
         Command::Completions(args) => completions::main(args),

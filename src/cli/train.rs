@@ -6,8 +6,11 @@ use super::{Status, print_line};
 use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
 use crate::error::{Error, Result};
 use crate::model::{Gpt, GptConfig};
-use crate::train::checkpoint::{self, Checkpoint, Initial};
-use crate::train::{Ended, Evaluator, Log, Progress, Schedule, TrainingStep, directory, interrupted_by_ctrl_c, run};
+use crate::train::checkpoint::{self, BEST, Checkpoint, Initial, State};
+use crate::train::{
+    Ended, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
+    interrupted_by_ctrl_c, run,
+};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -27,12 +30,15 @@ enum Model {
 /// Train a language model on the characters of a text
 ///
 /// The model is minGPT's. The last 10 % of the text is for validation. The directory given by --out receives log.jsonl
-/// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C.
+/// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C; with
+/// --eval-every, its folder best/ receives the checkpoint of the lowest validation loss.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   attn train lm --out adder                                learns two-digit addition
   attn train lm --text input.txt --steps 5000 --out run    learns a text
-  attn train lm --resume run --steps 10000                 goes on where that stopped")]
+  attn train lm --resume run --steps 10000                 goes on where that stopped
+  attn train lm --text input.txt --out run --schedule cosine --warmup 100 --eval-every 250 --early-stop 4
+                                                           warms up, cools down, stops when it no longer helps")]
 struct LmArgs {
     #[command(flatten)]
     settings: SettingsArgs,
@@ -47,9 +53,12 @@ struct LmArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
-    /// only --steps, --eval-every, --save-every, --out and the device may change
+    /// only --steps, --eval-every (but with --schedule plateau), --early-stop, --save-every, --out and the device may change
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "overwrite")]
     resume: Option<Option<PathBuf>>,
+    /// Launch every kernel of every step anew, even where the device could replay them as one; the numbers are the same
+    #[arg(long)]
+    eager: bool,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -67,17 +76,15 @@ pub fn main(args: Args) -> Result<Status> {
 fn lm(args: LmArgs) -> Result<Status> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
-    let (done, settings) = match &resumed {
+    let (state, settings) = match &resumed {
         Some(checkpoint) => {
-            let (done, stored): (u64, Settings) = checkpoint.training()?;
-            (done, args.settings.resume(stored)?)
+            let (state, stored): (State, Settings) = checkpoint.training()?;
+            (state, args.settings.resume(stored)?)
         }
-        None => (0, args.settings.start()?),
+        None => (State::default(), args.settings.start()?),
     };
-    if done >= settings.training.steps {
-        let what = format!("--steps {}", settings.training.steps);
-        return Err(Error::argument(what, format!("{done} have been done already"), "give a larger number to go on"));
-    }
+    let State { step: done, mut watch } = state;
+    check_unfinished(state, &settings.training)?;
     let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.vocabulary()),
@@ -88,8 +95,8 @@ fn lm(args: LmArgs) -> Result<Status> {
     let name = settings.data.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
     let (train, validation) = corpus.split();
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
-    let TrainingSettings { seed, optimizer, .. } = settings.training;
-    let dropout = settings.model.dropout;
+    let TrainingSettings { seed, optimizer, accumulate, .. } = settings.training;
+    let dropout = settings.model.dropout_rates();
     validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
     let training_split = format!("the training split (first 90 %) of {name}");
     let batches = Batches::new(train, &training_split, data_order, batch_size, block_size, seed)?;
@@ -101,13 +108,17 @@ fn lm(args: LmArgs) -> Result<Status> {
         let remedy = "add --device cuda or --device emulator, or use --dtype f32";
         return Err(Error::argument(format!("--dtype {precision}"), "needs a GPU or the emulator", remedy));
     }
-    let mut training = TrainingStep::new(gpt.loss(batch_size, dropout)?, device.clone(), optimizer, seed)?;
+    let mut training = TrainingStep::new(
+        gpt.loss(batch_size, dropout)?,
+        device.clone(),
+        StepOptions { optimizer, accumulate, seed, eager: args.eager },
+    )?;
     let evaluator = Evaluator::new(gpt.loss(batch_size, 0.0)?, device.clone())?;
     let plan = training.plan();
     match (&resumed, &initial) {
         (Some(checkpoint), _) => {
             checkpoint.load_parameters(plan)?;
-            checkpoint.load_optimizer(plan)?;
+            checkpoint.load_optimizer(&training)?;
         }
         (None, Some(initial)) => initial.load(plan)?,
         _ => gpt.initialize(plan, seed)?,
@@ -117,37 +128,65 @@ fn lm(args: LmArgs) -> Result<Status> {
     directory::create(&out)?;
     if from.as_ref() != Some(&out) {
         checkpoint::remove(&out)?;
+        from.as_deref().map_or(Ok(()), |from| checkpoint::copy_best(from, &out))?;
     }
     let mut log = Log::open(&out, from.as_deref(), done)?;
     announce(&gpt, &training, &vocabulary, &name, &device.name());
     let blocks = validation.whole_blocks(block_size);
-    let evaluate = |training: &TrainingStep| {
+    let mut evaluate = |training: &TrainingStep, _: u64| {
         evaluator.plan().copy_parameters(training.plan())?;
         let mut progress = Progress::new("validation", 0, blocks as u64);
         let found = evaluator.run(&validation, blocks, |done| progress.reached(done as u64))?;
         progress.finish();
         Ok(found)
     };
-    let save = |training: &TrainingStep, step: u64| {
-        checkpoint::write(&out, training.plan(), gpt.config(), &vocabulary, dropout, step, &settings)
+    let mut save = |training: &TrainingStep, step: u64, watch: &Watch, kept: Kept| {
+        let state = State { step, watch: *watch };
+        let best = out.join(BEST);
+        let directory = if kept == Kept::Best { &best } else { &out };
+        directory::create(directory)?;
+        checkpoint::write(directory, training, gpt.config(), &vocabulary, dropout, state, &settings)
     };
     let interrupted = interrupted_by_ctrl_c();
     let stop = || interrupted.load(Ordering::SeqCst);
-    let TrainingSettings { steps, eval_every, save_every, .. } = settings.training;
-    let schedule = Schedule { from: done, steps, eval_every, save_every };
-    let ended = run(&mut training, schedule, &mut log, |s| batches.batch(s), evaluate, save, stop)?;
+    let TrainingSettings { steps, eval_every, save_every, early_stop, schedule, .. } = settings.training;
+    let timing = Timing { from: done, steps, eval_every, save_every, early_stop };
+    let hooks = Hooks { batch: &|i| batches.batch(i), evaluate: &mut evaluate, save: &mut save, stop: &stop };
+    let ended = run(&mut training, timing, (optimizer.lr, schedule), &mut watch, &mut log, hooks)?;
     let shown = out.display();
-    match ended {
-        Ended::Done(found) => {
-            let (loss, perplexity) = (found.loss, found.perplexity());
-            print_line(format_args!("{steps} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
-            Ok(Status::Done)
+    let (step, found) = match ended {
+        Ended::Done(found) => (steps, found),
+        Ended::Early(step, found) => {
+            eprintln!("stopped early: {early_stop} evaluations in a row without a lower validation loss");
+            (step, found)
         }
         Ended::Interrupted(step) => {
             let problem = format!("interrupted after step {step} of {steps}, with a checkpoint in {shown}");
-            Err(Error::argument("training", problem, format!("go on with `attn train lm --resume {shown}`")))
+            return Err(Error::argument("training", problem, format!("go on with `attn train lm --resume {shown}`")));
         }
+    };
+    let (loss, perplexity) = (found.loss, found.perplexity());
+    print_line(format_args!("{step} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
+    if let Some(best) = watch.best {
+        let (step, folder) = (watch.best_step, out.join(BEST));
+        print_line(format_args!("best val_loss {best:.4} after {step} steps; in {}", folder.display()))?;
     }
+    Ok(Status::Done)
+}
+
+/// An error where there is nothing left to do for a run.
+fn check_unfinished(State { step, watch }: State, settings: &TrainingSettings) -> Result<()> {
+    let TrainingSettings { steps, early_stop, .. } = *settings;
+    if step >= steps {
+        let problem = format!("{step} have been done already");
+        return Err(Error::argument(format!("--steps {steps}"), problem, "give a larger number to go on"));
+    }
+    if early_stop > 0 && watch.since_best >= early_stop {
+        let problem = format!("the run has stopped early after {step} steps");
+        let remedy = "give a larger number, or 0, to go on";
+        return Err(Error::argument(format!("--early-stop {early_stop}"), problem, remedy));
+    }
+    Ok(())
 }
 
 /// Where to write, and from where to resume.
@@ -200,7 +239,8 @@ fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, V
 }
 
 fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &str, device: &str) {
-    let GptConfig { layers, heads, width, block, attention, .. } = gpt.config();
+    let GptConfig { layers, heads, width, block, .. } = gpt.config();
+    let attention = gpt.config().attention.join(",");
     let graph = training.plan().graph();
     let parameters: usize = graph.parameters().iter().map(|&t| graph.spec(t).numel()).sum();
     let megabytes = training.plan().peak_bytes() as f64 / 1e6;

@@ -3,6 +3,7 @@
 pub mod addition;
 mod batches;
 mod characters;
+pub mod tasks;
 
 pub use batches::{Batches, DataOrder};
 pub use characters::{Vocabulary, read_text};

@@ -32,6 +32,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     ("mean_loss.cuh", include_str!("../../kernels/mean_loss.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("tiles_f32.cuh", include_str!("../../kernels/tiles_f32.cuh")),
+    ("softmax_attention.cuh", include_str!("../../kernels/softmax_attention.cuh")),
     ("tiles_mma.cuh", include_str!("../../kernels/tiles_mma.cuh")),
 ];
 

@@ -26,10 +26,19 @@ pub fn launched(entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
 /// # Errors
 /// If a case does not record.
 pub fn launched_in(precisions: &[Precision], entries: &[&Entry], archs: &[Arch]) -> Result<Vec<GateItem>> {
+    let cases: Vec<Case> = entries.iter().flat_map(|e| (e.cases)()).collect();
+    launched_by_cases(precisions, &cases, archs)
+}
+
+/// The same for these cases.
+///
+/// # Errors
+/// If one does not record.
+pub fn launched_by_cases(precisions: &[Precision], cases: &[Case], archs: &[Arch]) -> Result<Vec<GateItem>> {
     let mut wanted = Vec::new();
-    for case in entries.iter().flat_map(|e| (e.cases)()) {
+    for case in cases {
         for &precision in precisions {
-            if lacks(&case, precision)?.is_none() {
+            if lacks(case, precision)?.is_none() {
                 wanted.extend(archs.iter().map(|&arch| (case.clone(), precision, arch)));
             }
         }

@@ -1,28 +1,39 @@
 //! GPT-2's decoder as minGPT trains it: pre-LayerNorm, learned positions, GELU by tanh, an untied head without bias.
+//! Each of these can be had otherwise, and each layer may have its own attention variant of the registry.
 //!
 //! Parameters have Hugging Face's names, shapes and layouts (a block's weights are stored (in, out), the head's
-//! (out, in)), so that a checkpoint is theirs as it is. Attention is any variant of the registry.
+//! (out, in)), so that a checkpoint is theirs as it is.
 
 use super::Inputs;
+use super::config::GptConfig;
+use super::options::{DropoutRates, HeadMerge, HeadMerging, Positions, alibi_slopes, sinusoids};
 use crate::data::IGNORE;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
+use crate::op::Spec;
+use crate::ops::OPS;
 use crate::ops::add::Add;
-use crate::ops::cross_entropy::CrossEntropy;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::Embedding;
 use crate::ops::layer_norm::LayerNorm;
-use crate::ops::linear::{Gelu, Linear, WeightLayout};
-use crate::ops::{OPS, RecordAttention};
+use crate::ops::linear::{Activation, Linear, WeightLayout};
+use crate::ops::linear_attention::{self, LinearAttention};
+use crate::ops::linear_cross_entropy::LinearCrossEntropy;
+use crate::ops::permute_heads::{HeadOrder, PermuteHeads};
+use crate::ops::reweight_heads::ReweightHeads;
+use crate::ops::rotary::{self, Rotary, angles};
+use crate::ops::softmax_attention::{self, Extra, SoftmaxAttention};
 use crate::philox::Philox;
 use crate::plan::Plan;
 
-/// Added to the variance in every LayerNorm.
-pub const LAYER_NORM_EPS: f64 = 1e-5;
 /// Standard deviation of initial weights.
 pub const INITIAL_DEVIATION: f64 = 0.02;
 /// The first stream of random numbers that draws initial weights; each parameter has its own.
 const INIT_STREAM: u32 = 0x696e_0000;
+/// The first stream that draws which attention weights are dropped; each layer has its own.
+const ATTENTION_STREAM: u32 = 0x6174_0000;
+/// The first stream that draws an order of heads; each layer has its own.
+const SHUFFLE_STREAM: u32 = 0x7368_0000;
 
 /// A size that has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,28 +55,51 @@ pub const PRESETS: [Preset; 3] = [
     Preset { name: "gpt-mini", layers: 6, heads: 6, width: 192 },
 ];
 
-/// All that decides a model's function and parameters' shapes.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct GptConfig {
-    /// Blocks.
-    pub layers: usize,
-    /// Attention heads a block; divides the width.
-    pub heads: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Tokens that the model sees at once.
-    pub block: usize,
-    /// Different tokens.
-    pub vocabulary: usize,
-    /// The attention variant's name in the registry.
-    pub attention: String,
-}
-
 /// A model that can be recorded.
 #[derive(Debug, Clone)]
 pub struct Gpt {
     config: GptConfig,
-    attention: RecordAttention,
+}
+
+/// What a forward pass depends on besides its tokens. The default is inference, without padding.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Conditions {
+    /// What is dropped.
+    pub dropout: DropoutRates,
+    /// Integers (3) that hold seed low, seed high and step: for dropout, and for an order of heads that is drawn anew.
+    pub random: Option<Tensor>,
+    /// Integers (B): how many tokens of each row are no padding.
+    pub lengths: Option<Tensor>,
+}
+
+/// What a layer's attention computed from, for looking inside.
+#[derive(Debug, Clone)]
+pub struct Tap {
+    /// The variant's name in the registry.
+    pub attention: String,
+    /// Queries (B,H,T,D), after rotary positions.
+    pub q: Tensor,
+    /// Keys (B,H,T,D), likewise.
+    pub k: Tensor,
+    /// Values (B,H,T,D).
+    pub v: Tensor,
+    /// Each head's output (B,H,T,D), before heads are merged.
+    pub out: Tensor,
+    /// Softmax attention's log of the sum of exponentials (B,H,T).
+    pub lse: Option<Tensor>,
+    /// ALiBi's slopes (H).
+    pub slopes: Option<Tensor>,
+}
+
+/// A recorded model up to its head.
+#[derive(Debug, Clone)]
+pub struct Hidden {
+    /// The last LayerNorm's output (B,T,C).
+    pub states: Tensor,
+    /// The head's weight (V,C): a parameter of its own, or the token embedding.
+    pub head: Tensor,
+    /// One a layer.
+    pub taps: Vec<Tap>,
 }
 
 /// A recorded loss: what the training loop and evaluation know of a model.
@@ -86,17 +120,30 @@ pub fn attention_variants() -> Vec<&'static str> {
     OPS.iter().filter(|e| e.attention.is_some()).map(|e| e.name).collect()
 }
 
+/// What the layers of one recording share.
+struct Shared {
+    conditions: Conditions,
+    /// Rotary angles.
+    angles: Option<Tensor>,
+    /// ALiBi's slopes.
+    slopes: Option<Tensor>,
+    /// What decides the order of heads.
+    order: Option<Tensor>,
+}
+
 impl Gpt {
     /// A model of this configuration.
     ///
     /// # Errors
-    /// If sizes are zero, heads do not divide the width, or the attention variant is unknown.
+    /// If sizes are zero, heads do not divide the width, an attention variant is unknown, or options contradict each
+    /// other; the flag is named.
     pub fn new(config: GptConfig) -> Result<Gpt> {
         let GptConfig { layers, heads, width, block, vocabulary, .. } = config;
         for (what, size) in [
             ("number of layers", layers),
             ("number of heads", heads),
             ("width", width),
+            ("inner width", config.inner_width()),
             ("block size", block),
             ("vocabulary", vocabulary),
         ] {
@@ -108,16 +155,13 @@ impl Gpt {
             let problem = format!("is {heads}, which does not divide the width {width}");
             return Err(Error::argument("number of heads", problem, "give a divisor of the width"));
         }
-        let found = OPS.iter().find(|e| e.name == config.attention).and_then(|e| e.attention);
-        let Some(attention) = found else {
-            let remedy = format!("give one of {}", attention_variants().join(", "));
-            return Err(Error::argument(
-                format!("--attention {}", config.attention),
-                "is no attention variant",
-                remedy,
-            ));
-        };
-        Ok(Gpt { config, attention })
+        config.check_attention()?;
+        config.head_merging.check()?;
+        let eps = config.layer_norm_eps;
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(Error::argument(format!("layer_norm_epsilon {eps}"), "is no small number", "give more than 0"));
+        }
+        Ok(Gpt { config })
     }
 
     /// Its configuration.
@@ -125,76 +169,195 @@ impl Gpt {
         &self.config
     }
 
-    /// Records the logits (B,T,V) of tokens (B,T), T up to the block size. With dropout, its probability and the
-    /// integers (3) that hold seed low, seed high and step.
+    /// Records the logits (B,T,V) of tokens (B,T), T up to the block size.
     ///
     /// # Errors
     /// If an op refuses its inputs; a valid configuration gives none.
-    pub fn logits(&self, g: &mut Graph, tokens: Tensor, dropout: Option<(f64, Tensor)>) -> Result<Tensor> {
-        let c = self.config.width;
-        let wte = g.parameter("transformer.wte.weight", &[self.config.vocabulary, c], false);
-        let wpe = g.parameter("transformer.wpe.weight", &[self.config.block, c], false);
-        let x = g.one(Embedding { positions: true }, &[tokens, wte, wpe])?; // (B,T,C)
-        // Each place that drops has a stream of its own: 0 here, then two a block.
-        let mut stream = 0;
-        let mut drop = |g: &mut Graph, x: Tensor| {
-            stream += 1;
-            match dropout {
-                Some((p, random)) => g.one(Dropout { p, stream: stream - 1 }, &[x, random]),
-                None => Ok(x),
-            }
-        };
-        let mut x = drop(g, x)?;
-        for layer in 0..self.config.layers {
-            let name = |part: &str| format!("transformer.h.{layer}.{part}");
-            let y = layer_norm(g, &name("ln_1"), x, c)?;
-            let y = self.attend(g, &name("attn"), y)?;
-            let y = drop(g, y)?;
-            x = g.one(Add, &[x, y])?;
-            let y = layer_norm(g, &name("ln_2"), x, c)?;
-            let y = linear(g, &name("mlp.c_fc"), y, c, 4 * c, Some(Gelu::Tanh))?; // (B,T,4C)
-            let y = linear(g, &name("mlp.c_proj"), y, 4 * c, c, None)?;
-            let y = drop(g, y)?;
-            x = g.one(Add, &[x, y])?;
-        }
-        let x = layer_norm(g, "transformer.ln_f", x, c)?;
-        let head = g.parameter("lm_head.weight", &[self.config.vocabulary, c], true);
-        g.one(Linear { weight: WeightLayout::OutIn, bias: false, gelu: None }, &[x, head])
+    pub fn logits(&self, g: &mut Graph, tokens: Tensor, conditions: Conditions) -> Result<Tensor> {
+        let Hidden { states, head, .. } = self.hidden(g, tokens, conditions)?;
+        g.one(Linear { weight: WeightLayout::OutIn, bias: false, activation: None }, &[states, head])
     }
 
-    fn attend(&self, g: &mut Graph, name: &str, x: Tensor) -> Result<Tensor> {
-        let (c, heads) = (self.config.width, self.config.heads);
-        let (batch, length) = (g.shape(x)[0], g.shape(x)[1]);
-        let packed = linear(g, &format!("{name}.c_attn"), x, c, 3 * c, None)?; // (B,T,3C)
-        let q = g.heads(packed, 0..c, heads)?; // (B,H,T,D), read in place
-        let k = g.heads(packed, c..2 * c, heads)?;
-        let v = g.heads(packed, 2 * c..3 * c, heads)?;
-        let y = (self.attention)(g, q, k, v, true)?; // (B,H,T,D), stored as (B,T,H,D)
-        let y = g.reshape(y, &[batch, length, c])?;
-        linear(g, &format!("{name}.c_proj"), y, c, c, None)
-    }
-
-    /// Records the model with its loss, for batches of `rows` blocks. `dropout` of 0 draws nothing.
+    /// Records all but the head, on tokens (B,T), T up to the block size.
     ///
     /// # Errors
-    /// If `dropout` is not in [0, 1).
-    pub fn loss(&self, rows: usize, dropout: f64) -> Result<LossGraph> {
-        if !(0.0..1.0).contains(&dropout) {
-            return Err(Error::argument(
-                format!("--dropout {dropout}"),
-                "is no probability",
-                "give 0 or more, below 1",
-            ));
+    /// If dropout is asked for without random numbers; of a valid configuration no op refuses its inputs.
+    pub fn hidden(&self, g: &mut Graph, tokens: Tensor, conditions: Conditions) -> Result<Hidden> {
+        let (c, inner) = (self.config.width, self.config.inner_width());
+        let DropoutRates { embedding, residual, .. } = conditions.dropout;
+        let wte = g.parameter("transformer.wte.weight", &[self.config.vocabulary, c], false);
+        let x = self.embed(g, tokens, wte)?; // (B,T,C)
+        let shared = self.shared(g, g.shape(tokens)[1], conditions);
+        // Each place that drops has a stream of its own: 0 here, then two a block.
+        let mut stream = 0;
+        let mut drop = |g: &mut Graph, x: Tensor, p: f64| {
+            stream += 1;
+            if p > 0.0 { g.one(Dropout { p, stream: stream - 1 }, &[x, conditions.random()?]) } else { Ok(x) }
+        };
+        let mut x = drop(g, x, embedding)?;
+        let mut taps = Vec::new();
+        for layer in 0..self.config.layers {
+            let name = |part: &str| format!("transformer.h.{layer}.{part}");
+            let y = self.layer_norm(g, &name("ln_1"), x)?;
+            let (y, tap) = self.attend(g, layer, &name("attn"), y, &shared)?;
+            taps.push(tap);
+            let y = drop(g, y, residual)?;
+            x = g.one(Add, &[x, y])?;
+            let y = self.layer_norm(g, &name("ln_2"), x)?;
+            let y = linear(g, &name("mlp.c_fc"), y, c, inner, Some(self.config.activation))?; // (B,T,4C)
+            let y = linear(g, &name("mlp.c_proj"), y, inner, c, None)?;
+            let y = drop(g, y, residual)?;
+            x = g.one(Add, &[x, y])?;
         }
+        let states = self.layer_norm(g, "transformer.ln_f", x)?;
+        let head =
+            if self.config.tied { wte } else { g.parameter("lm_head.weight", &[self.config.vocabulary, c], true) };
+        Ok(Hidden { states, head, taps })
+    }
+
+    /// Tokens (B,T) as vectors (B,T,C), with positions where they are added.
+    fn embed(&self, g: &mut Graph, tokens: Tensor, wte: Tensor) -> Result<Tensor> {
+        let (length, c) = (g.shape(tokens)[1], self.config.width);
+        let positions = match self.config.positions {
+            Positions::Learned => Some(g.parameter("transformer.wpe.weight", &[self.config.block, c], false)),
+            kind @ (Positions::Sinusoidal | Positions::SinusoidalPaired) => {
+                let table = sinusoids(kind == Positions::SinusoidalPaired, length, c);
+                Some(g.constant("sinusoids", Spec::real([length, c]), table))
+            }
+            Positions::Rotary | Positions::Alibi | Positions::None => None,
+        };
+        let inputs: Vec<Tensor> = [tokens, wte].into_iter().chain(positions).collect();
+        g.one(Embedding { positions: positions.is_some() }, &inputs)
+    }
+
+    fn shared(&self, g: &mut Graph, length: usize, conditions: Conditions) -> Shared {
+        let GptConfig { heads, width, positions, head_merging: merging, .. } = self.config;
+        let angles = (positions == Positions::Rotary).then(|| angles(g, length, width / heads, rotary::BASE));
+        let slopes = (positions == Positions::Alibi)
+            .then(|| g.constant("ALiBi slopes", Spec::real([heads]), alibi_slopes(heads)));
+        let order = match conditions.random {
+            random @ Some(_) if merging.redraws() => random,
+            _ => (merging.merge == HeadMerge::Shuffle).then(|| self.random(g, "order of heads")),
+        };
+        Shared { conditions, angles, slopes, order }
+    }
+
+    /// Seed low, seed high and step; until they are written, those of a fixed order of heads.
+    fn random(&self, g: &mut Graph, name: &str) -> Tensor {
+        let seed = self.config.head_merging.shuffle_seed;
+        g.preset_indices(name, &[3], i32::MIN as i64..i32::MAX as i64 + 1, vec![seed as i32, (seed >> 32) as i32, 0])
+    }
+
+    fn attend(&self, g: &mut Graph, layer: usize, name: &str, x: Tensor, shared: &Shared) -> Result<(Tensor, Tap)> {
+        let (c, heads) = (self.config.width, self.config.heads);
+        let packed = linear(g, &format!("{name}.c_attn"), x, c, 3 * c, None)?; // (B,T,3C)
+        let mut q = g.heads(packed, 0..c, heads)?; // (B,H,T,D), read in place
+        let mut k = g.heads(packed, c..2 * c, heads)?;
+        let v = g.heads(packed, 2 * c..3 * c, heads)?;
+        if let Some(angles) = shared.angles {
+            (q, k) = (g.one(Rotary, &[q, angles])?, g.one(Rotary, &[k, angles])?);
+        }
+        let attention = self.config.attention_of(layer);
+        let (out, lse) = self.record_attention(g, layer, [q, k, v], shared)?; // (B,H,T,D), stored as (B,T,H,D)
+        let y = self.merge(g, layer, out, shared)?; // (B,T,C)
+        let y = linear(g, &format!("{name}.c_proj"), y, c, c, None)?;
+        Ok((y, Tap { attention: attention.into(), q, k, v, out, lse, slopes: shared.slopes }))
+    }
+
+    /// The layer's attention variant with all that the model asks of it, and lse where it has one.
+    fn record_attention(
+        &self,
+        g: &mut Graph,
+        layer: usize,
+        [q, k, v]: [Tensor; 3],
+        shared: &Shared,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let name = self.config.attention_of(layer);
+        if name == linear_attention::ENTRY.name {
+            let op = LinearAttention { causal: true, feature_map: self.config.feature_map };
+            return Ok((g.one(op, &[q, k, v])?, None));
+        }
+        if name != softmax_attention::ENTRY.name {
+            let record = OPS.iter().find(|e| e.name == name).and_then(|e| e.attention).expect("checked by Gpt::new");
+            return Ok((record(g, q, k, v, true)?, None));
+        }
+        let (mut op, mut inputs) = (SoftmaxAttention::causal(true), vec![q, k, v]);
+        if let Some(slopes) = shared.slopes {
+            op = op.with(Extra::AlibiSlopes);
+            inputs.push(slopes);
+        }
+        let p = shared.conditions.dropout.attention;
+        if p > 0.0 {
+            op.dropout = Some(Dropout { p, stream: ATTENTION_STREAM + layer as u32 });
+            op = op.with(Extra::Rng);
+            inputs.push(shared.conditions.random()?);
+        }
+        let outputs = g.record(op, &inputs)?;
+        Ok((outputs[0], Some(outputs[1])))
+    }
+
+    /// The order of a layer's heads where they are shuffled, for a generator's seed and step; a fixed order has
+    /// [`HeadMerging::shuffle_seed`] and step 0.
+    pub fn shuffled(layer: usize) -> HeadOrder {
+        HeadOrder::Drawn { stream: SHUFFLE_STREAM + layer as u32 }
+    }
+
+    /// Heads (B,H,T,D) as one vector (B,T,C).
+    fn merge(&self, g: &mut Graph, layer: usize, heads: Tensor, shared: &Shared) -> Result<Tensor> {
+        let HeadMerging { merge, norm_scope: scope, norm_weight: weight, .. } = self.config.head_merging;
+        match merge {
+            HeadMerge::Concat => {
+                let [batch, _, length, _] = g.shape(heads)[..] else { unreachable!("attention gives (B,H,T,D)") };
+                g.reshape(heads, &[batch, length, self.config.width])
+            }
+            HeadMerge::Shift => g.one(PermuteHeads { order: HeadOrder::Shift }, &[heads]),
+            HeadMerge::Shuffle => {
+                let order = Self::shuffled(layer);
+                g.one(PermuteHeads { order }, &[heads, shared.order.expect("made for shuffling")])
+            }
+            HeadMerge::Reweight => {
+                let lengths = shared.conditions.lengths.filter(|_| self.config.head_merging.reads_lengths());
+                let inputs: Vec<Tensor> = [heads].into_iter().chain(lengths).collect();
+                g.one(ReweightHeads { scope, weight, lengths: lengths.is_some() }, &inputs)
+            }
+        }
+    }
+
+    fn layer_norm(&self, g: &mut Graph, name: &str, x: Tensor) -> Result<Tensor> {
+        let width = self.config.width;
+        let weight = g.parameter(&format!("{name}.weight"), &[width], false);
+        let bias = g.parameter(&format!("{name}.bias"), &[width], false);
+        g.one(LayerNorm { eps: self.config.layer_norm_eps }, &[x, weight, bias])
+    }
+
+    /// The tensors besides tokens that this model reads for `rows` rows of `length` tokens. Until others are written, rows
+    /// are without padding, and an order of heads is the fixed one.
+    pub fn conditions(&self, g: &mut Graph, [rows, length]: [usize; 2], dropout: DropoutRates) -> Conditions {
+        let merging = self.config.head_merging;
+        let random = (dropout.any() || merging.redraws()).then(|| self.random(g, "random"));
+        let full = || vec![length as i32; rows];
+        let lengths =
+            merging.reads_lengths().then(|| g.preset_indices("lengths", &[rows], 0..length as i64 + 1, full()));
+        Conditions { dropout, random, lengths }
+    }
+
+    /// Records the model with its loss, for batches of `rows` blocks. `dropout` is one probability for all places, or
+    /// [`DropoutRates`]; 0 draws nothing.
+    ///
+    /// # Errors
+    /// If a probability is not in [0, 1).
+    pub fn loss(&self, rows: usize, dropout: impl Into<DropoutRates>) -> Result<LossGraph> {
+        let dropout = dropout.into();
+        dropout.check()?;
         let (mut graph, shape) = (Graph::new(), [rows, self.config.block]);
         let vocabulary = self.config.vocabulary as i64;
         let tokens = graph.indices("tokens", &shape, 0..vocabulary);
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);
-        let any = i32::MIN as i64..i32::MAX as i64 + 1;
-        let random = (dropout > 0.0).then(|| graph.indices("random", &[3], any));
-        let logits = self.logits(&mut graph, tokens, random.map(|r| (dropout, r)))?;
-        let losses = graph.record(CrossEntropy { ignore: IGNORE }, &[logits, targets])?;
-        let inputs = Inputs { tokens, targets, lengths: None, random };
+        let conditions = self.conditions(&mut graph, shape, dropout);
+        let Hidden { states, head, .. } = self.hidden(&mut graph, tokens, conditions)?;
+        let losses = graph.record(LinearCrossEntropy { ignore: IGNORE }, &[states, head, targets])?;
+        let Conditions { random, lengths, .. } = conditions;
+        let inputs = Inputs { tokens, targets, lengths, random };
         Ok(LossGraph { graph, inputs, loss: losses[0], token_losses: losses[1] })
     }
 
@@ -219,21 +382,30 @@ impl Gpt {
         }
         let residual = name.ends_with("c_proj.weight");
         let scale = if residual { 1.0 / (2.0 * self.config.layers as f64).sqrt() } else { 1.0 };
-        let stream = graph.parameters().iter().position(|&t| t == parameter).unwrap_or_default() as u32;
+        // A model without learned positions lacks the second parameter; all others start as in one that has them.
+        let place = graph.parameters().iter().position(|&t| t == parameter).unwrap_or_default() as u32;
+        let stream = place + (place > 0 && self.config.positions != Positions::Learned) as u32;
         let random = Philox::new(seed, INIT_STREAM + stream, 0);
         (0..n as u64).map(|i| (random.normal(i) * INITIAL_DEVIATION * scale) as f32 as f64).collect()
     }
 }
 
-fn layer_norm(g: &mut Graph, name: &str, x: Tensor, width: usize) -> Result<Tensor> {
-    let weight = g.parameter(&format!("{name}.weight"), &[width], false);
-    let bias = g.parameter(&format!("{name}.bias"), &[width], false);
-    g.one(LayerNorm { eps: LAYER_NORM_EPS }, &[x, weight, bias])
+impl Conditions {
+    fn random(&self) -> Result<Tensor> {
+        let remedy = "give Conditions::random, as Gpt::conditions does";
+        self.random.ok_or_else(|| Error::argument("dropout", "needs random numbers", remedy))
+    }
 }
 
-/// A layer whose weight is stored (in, out), as GPT-2's are.
-fn linear(g: &mut Graph, name: &str, x: Tensor, from: usize, to: usize, gelu: Option<Gelu>) -> Result<Tensor> {
+fn linear(
+    g: &mut Graph,
+    name: &str,
+    x: Tensor,
+    from: usize,
+    to: usize,
+    activation: Option<Activation>,
+) -> Result<Tensor> {
     let weight = g.parameter(&format!("{name}.weight"), &[from, to], true);
     let bias = g.parameter(&format!("{name}.bias"), &[to], false);
-    g.one(Linear { weight: WeightLayout::InOut, bias: true, gelu }, &[x, weight, bias])
+    g.one(Linear { weight: WeightLayout::InOut, bias: true, activation }, &[x, weight, bias])
 }

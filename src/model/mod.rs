@@ -3,9 +3,12 @@
 pub mod config;
 pub mod gpt;
 mod inputs;
+pub mod options;
 mod sample;
 pub mod weights;
 
-pub use gpt::{Gpt, GptConfig, LossGraph, PRESETS, Preset};
+pub use config::GptConfig;
+pub use gpt::{Conditions, Gpt, Hidden, LossGraph, PRESETS, Preset, Tap};
 pub use inputs::Inputs;
+pub use options::{DropoutRates, HeadMerge, HeadMerging, Positions};
 pub use sample::Sampler;

@@ -15,6 +15,7 @@ const STREAM: u32 = 0x7361_6d70;
 pub struct Sampler {
     plan: Plan,
     tokens: Tensor,
+    lengths: Option<Tensor>,
     logits: Tensor,
 }
 
@@ -26,9 +27,10 @@ impl Sampler {
     pub fn new(gpt: &Gpt, device: Arc<dyn Device>) -> Result<Sampler> {
         let mut graph = Graph::new();
         let tokens = graph.indices("tokens", &[1, gpt.config().block], 0..gpt.config().vocabulary as i64);
-        let logits = gpt.logits(&mut graph, tokens, None)?;
+        let conditions = gpt.conditions(&mut graph, [1, gpt.config().block], Default::default());
+        let logits = gpt.logits(&mut graph, tokens, conditions)?;
         let options = PlanOptions { keep: vec![logits], ..Default::default() };
-        Ok(Sampler { plan: Plan::new(graph, device, &options)?, tokens, logits })
+        Ok(Sampler { plan: Plan::new(graph, device, &options)?, tokens, lengths: conditions.lengths, logits })
     }
 
     /// The plan, whose parameters are to be written.
@@ -52,6 +54,9 @@ impl Sampler {
         let mut window = seen.to_vec();
         window.resize(block, 0);
         self.plan.write_indices(self.tokens, &window)?;
+        if let Some(lengths) = self.lengths {
+            self.plan.write_indices(lengths, &[seen.len() as i32])?;
+        }
         self.plan.forward()?;
         let logits = self.plan.read(self.logits)?;
         let logits = &logits[last * vocabulary..(last + 1) * vocabulary];

@@ -8,6 +8,9 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+/// The head's weight, where it is none of the others.
+const HEAD: &str = "lm_head.weight";
+
 /// A tensor of a file: its sizes, and its values in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Values {
@@ -66,7 +69,8 @@ pub fn of_plan(plan: &Plan) -> Result<BTreeMap<String, Values>> {
 }
 
 /// Writes a plan's parameters from tensors that came from `path`. Names may lack `transformer.`, as those of some
-/// published GPT-2 files do; a head that is `tied` and absent is the token embedding.
+/// published GPT-2 files do; a head that is `tied` and absent is the token embedding. Of a plan without a head of its own
+/// the file's head must be the token embedding.
 ///
 /// # Errors
 /// If a parameter is missing or has another shape, or a tensor is left over that is no parameter; it is named.
@@ -75,12 +79,11 @@ pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, p
     for t in graph.parameters() {
         let name = graph.name(t);
         let short = name.strip_prefix("transformer.").unwrap_or(name);
-        let shared = "transformer.wte.weight";
         let found = match tensors.remove(name).or_else(|| tensors.remove(short)) {
             Some(found) => found,
             // The embedding has been taken by now; the plan holds it.
-            None if tied && name == "lm_head.weight" => {
-                let wte = embedding(graph, shared);
+            None if tied && name == HEAD => {
+                let wte = embedding(graph);
                 Values { shape: graph.shape(wte).to_vec(), values: plan.read(wte)? }
             }
             None => {
@@ -96,6 +99,14 @@ pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, p
         }
         plan.write(t, &found.values)?;
     }
+    if let Some(head) = tensors.remove(HEAD) {
+        let wte = plan.read(embedding(graph))?;
+        // As the plan holds it, which may be in less precision.
+        if head.values.len() != wte.len() || head.values.iter().zip(&wte).any(|(&a, &b)| a as f32 != b as f32) {
+            let problem = format!("tensor `{HEAD}` is not the token embedding, and the model's head is");
+            return Err(Error::file(path, problem, "train without --tie-weights, or set tie_word_embeddings: false"));
+        }
+    }
     // Causal masks, which older files store as buffers.
     let mask = |name: &str| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
     match tensors.keys().find(|name| !mask(name)) {
@@ -107,7 +118,7 @@ pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, p
     }
 }
 
-fn embedding(graph: &Graph, name: &str) -> Tensor {
+fn embedding(graph: &Graph) -> Tensor {
     let all = graph.parameters();
-    all.into_iter().find(|&t| graph.name(t) == name).expect("every GPT has a token embedding")
+    all.into_iter().find(|&t| graph.name(t) == "transformer.wte.weight").expect("every GPT has a token embedding")
 }

@@ -12,11 +12,12 @@ use crate::cpu::Real;
 use crate::cpu::simd::sum;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Launch, Source};
+use crate::graph::Tensor;
 use crate::op::*;
 use crate::ops::Entry;
 use crate::ops::rows::*;
 use crate::precision::Precision;
-use crate::run_spec::{OptionDoc, RunSpec, TensorDoc};
+use crate::run_spec::{Given, OptionDoc, RunGraph, RunSpec, TensorDoc};
 use rayon::prelude::*;
 
 // SAFETY: rows and columns are compared with the sizes that the launch code takes from the places; targets are the
@@ -74,7 +75,7 @@ impl Op for CrossEntropy {
 }
 
 /// ln Σ eˣ, shifted by the maximum.
-fn lse<R: Real>(x: &[R], mode: Mode) -> R {
+pub(crate) fn lse<R: Real>(x: &[R], mode: Mode) -> R {
     let highest = x.iter().copied().fold(R::NEG_INFINITY, R::maximum);
     if mode == Mode::Definition {
         return highest + x.iter().map(|&x| (x - highest).exp()).sum::<R>().ln();
@@ -194,6 +195,24 @@ impl GpuOp for CrossEntropy {
     }
 }
 
+/// The user's targets, of `classes` classes, and the value of `--ignore-index`.
+///
+/// # Errors
+/// If the targets are no integers of this shape, or one is neither a class nor the ignored value.
+pub(crate) fn targets(run: &mut RunGraph, shape: &[usize], classes: usize) -> Result<(Tensor, i32)> {
+    let ignore: i32 = run.option("ignore-index", "an integer")?.unwrap_or(-100);
+    let low = (ignore as i64).min(0);
+    let targets = run.ints("targets", shape, low..(classes as i64).max(ignore as i64 + 1))?;
+    let outside = |t: &&i64| **t != ignore as i64 && !(0..classes as i64).contains(*t);
+    if let Some(Given::Int(_, values)) = run.given.get("targets")
+        && let Some(t) = values.iter().find(outside)
+    {
+        let remedy = format!("give classes from 0 to {}, or the ignored {ignore}", classes as i64 - 1);
+        return Err(Error::argument("targets", format!("holds {t}"), remedy));
+    }
+    Ok((targets, ignore))
+}
+
 static RUN: RunSpec = RunSpec {
     inputs: &[
         TensorDoc { name: "logits", shape: "(…,V)", optional: false },
@@ -209,21 +228,12 @@ static RUN: RunSpec = RunSpec {
         help: "targets of this value do not count; -100 unless given",
     }],
     record: |run| {
-        let ignore: i32 = run.option("ignore-index", "an integer")?.unwrap_or(-100);
         let logits = run.real_of_any_shape("logits")?;
         let shape = run.graph.shape(logits).to_vec();
         let Some((&classes, leading)) = shape.split_last() else {
             return Err(Error::argument("logits", "is a single number", "give it as (…,V)"));
         };
-        let low = (ignore as i64).min(0);
-        let targets = run.ints("targets", leading, low..(classes as i64).max(ignore as i64 + 1))?;
-        let outside = |t: &&i64| **t != ignore as i64 && !(0..classes as i64).contains(*t);
-        if let Some(crate::run_spec::Given::Int(_, values)) = run.given.get("targets")
-            && let Some(t) = values.iter().find(outside)
-        {
-            let remedy = format!("give classes from 0 to {}, or the ignored {ignore}", classes as i64 - 1);
-            return Err(Error::argument("targets", format!("holds {t}"), remedy));
-        }
+        let (targets, ignore) = targets(run, leading, classes)?;
         run.graph.record(CrossEntropy { ignore }, &[logits, targets])
     },
 };

@@ -1,7 +1,7 @@
 //! y = g(x·W + b), x (…, I), y (…, O); W is stored as PyTorch's nn.Linear has it, (O, I), or as GPT-2's Conv1D, (I, O).
-//! g is the identity or a GELU; b may be absent.
+//! g is the identity, a GELU or the ReLU; b may be absent.
 //!
-//! With a GELU, g′(x·W + b) is saved rather than x·W + b: it takes the same memory, and the tanh or erf is computed once.
+//! With such a g, g′(x·W + b) is saved rather than x·W + b: it takes the same memory, and the tanh or erf is computed once.
 //! dz = dy·g′; dx = dz·Wᵀ; dW = xᵀ·dz; db = Σ dz over the rows.
 
 use crate::case::Case;
@@ -35,13 +35,15 @@ pub enum WeightLayout {
     InOut,
 }
 
-/// The two forms of GELU.
+/// What a layer applies to its sums: one of the two forms of GELU, or the ReLU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gelu {
-    /// z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))): GPT-2's.
-    Tanh,
+pub enum Activation {
+    /// z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))): GPT-2's GELU.
+    GeluTanh,
     /// z·Φ(z): nn.GELU's default.
-    Erf,
+    GeluErf,
+    /// max(z, 0); its derivative at 0 is 0.
+    Relu,
 }
 
 /// y = g(x·W + b), on [x (…, I), weight] or [x, weight, bias (O)].
@@ -52,12 +54,17 @@ pub struct Linear {
     /// Whether there is a bias.
     pub bias: bool,
     /// What follows; `None`: nothing.
-    pub gelu: Option<Gelu>,
+    pub activation: Option<Activation>,
 }
 
 /// In the registry.
-pub static ENTRY: Entry =
-    Entry { name: "linear", summary: "y = gelu(x·W + b)", cases, run: Some(&RUN), attention: None };
+pub static ENTRY: Entry = Entry {
+    name: "linear",
+    summary: "y = g(x·W + b), g a GELU, the ReLU or nothing",
+    cases,
+    run: Some(&RUN),
+    attention: None,
+};
 
 struct Sizes {
     rows: usize,
@@ -67,7 +74,7 @@ struct Sizes {
 
 impl Linear {
     /// nn.Linear: weight (O, I), a bias, nothing after it.
-    pub const TORCH: Linear = Linear { weight: WeightLayout::OutIn, bias: true, gelu: None };
+    pub const TORCH: Linear = Linear { weight: WeightLayout::OutIn, bias: true, activation: None };
 
     fn sizes(&self, x: &[usize], weight: &[usize]) -> Sizes {
         let outputs = if self.weight == WeightLayout::OutIn { weight[0] } else { weight[1] };
@@ -105,11 +112,11 @@ impl Op for Linear {
         }
         let mut shape = inputs[0].shape.clone();
         *shape.last_mut().expect("at least one axis") = outputs;
-        let gelu = self.gelu.is_some();
+        let activated = self.activation.is_some();
         Ok(Contract {
-            saved: if gelu { vec![Spec::real(shape.clone())] } else { vec![] },
+            saved: if activated { vec![Spec::real(shape.clone())] } else { vec![] },
             outputs: vec![Output::real(shape)],
-            scratch_backward: if gelu { rows * outputs } else { 0 } + partials(rows) * outputs,
+            scratch_backward: if activated { rows * outputs } else { 0 } + partials(rows) * outputs,
             backward_reads_inputs: [true, true, false][..inputs.len()].to_vec(),
             weights: [false, true, true][..inputs.len()].to_vec(),
             ..Default::default()
@@ -119,7 +126,7 @@ impl Op for Linear {
     fn cost(&self, inputs: &[&Spec]) -> Cost {
         let s = self.sizes(&inputs[0].shape, &inputs[1].shape);
         let (x, w, y) = ((s.rows * s.inputs) as f64, (s.inputs * s.outputs) as f64, (s.rows * s.outputs) as f64);
-        let saved = if self.gelu.is_some() { y } else { 0.0 };
+        let saved = if self.activation.is_some() { y } else { 0.0 };
         let product = 2.0 * x * s.outputs as f64;
         Cost {
             forward_flops: product,
@@ -138,19 +145,24 @@ const SCALE: f64 = 0.797_884_560_802_865_4; // √(2/π)
 const CUBIC: f64 = 0.044715;
 
 /// y ← g(y), slope ← g′(y) before, straight from the formula.
-fn gelu_by_definition<R: Real>(gelu: Gelu, y: &mut [R], slope: &mut [R]) {
+fn activate_by_definition<R: Real>(activation: Activation, y: &mut [R], slope: &mut [R]) {
     let [half, three, scale, cubic] = [0.5, 3.0, SCALE, CUBIC].map(R::from_f64);
     for (slope, y) in slope.iter_mut().zip(y) {
         let z = *y;
         // Φ-like factor, and its derivative.
-        let (below, density) = match gelu {
-            Gelu::Tanh => {
+        let (below, density) = match activation {
+            Activation::GeluTanh => {
                 let t = (scale * (z + cubic * z * z * z)).tanh();
                 (half * (R::ONE + t), half * (R::ONE - t * t) * scale * (R::ONE + three * cubic * z * z))
             }
-            Gelu::Erf => {
+            Activation::GeluErf => {
                 let below = half * (R::ONE + (z * R::from_f64(0.5f64.sqrt())).erf());
                 (below, R::from_f64(SCALE / 2.0) * (-half * z * z).exp())
+            }
+            Activation::Relu => {
+                *slope = if z > R::ZERO { R::ONE } else { R::ZERO };
+                *y = if z < R::ZERO { R::ZERO } else { z };
+                continue;
             }
         };
         *slope = below + z * density;
@@ -217,6 +229,16 @@ fn gelu_erf<R: Real>(y: &mut [R], slope: &mut [R]) {
             *y *= below;
         }
     }
+}
+
+fn relu<R: Real>(y: &mut [R], slope: &mut [R]) {
+    wide::<R, _>(|| {
+        for (y, slope) in y.iter_mut().zip(slope) {
+            // NaN stays: it is below nothing.
+            *slope = if *y > R::ZERO { R::ONE } else { R::ZERO };
+            *y = if *y < R::ZERO { R::ZERO } else { *y };
+        }
+    });
 }
 
 /// C ← A·B + β·C by the mode's means.
@@ -290,10 +312,13 @@ impl<R: Real> CpuOp<R> for Linear {
             if self.bias {
                 wide::<R, _>(|| y.chunks_exact_mut(s.outputs).for_each(|y| add_to(y, bias, true)));
             }
-            match (self.gelu, slope) {
-                (Some(gelu), Some(slope)) if mode == Mode::Definition => gelu_by_definition(gelu, y, slope),
-                (Some(Gelu::Tanh), Some(slope)) => vectorise(GeluTanh { y, slope }),
-                (Some(Gelu::Erf), Some(slope)) => gelu_erf(y, slope),
+            match (self.activation, slope) {
+                (Some(activation), Some(slope)) if mode == Mode::Definition => {
+                    activate_by_definition(activation, y, slope)
+                }
+                (Some(Activation::GeluTanh), Some(slope)) => vectorise(GeluTanh { y, slope }),
+                (Some(Activation::GeluErf), Some(slope)) => gelu_erf(y, slope),
+                (Some(Activation::Relu), Some(slope)) => relu(y, slope),
                 _ => (),
             }
         });
@@ -387,12 +412,13 @@ fn partials(rows: usize) -> usize {
 
 impl Linear {
     fn module(&self, gpu: &Gpu) -> Module {
-        let gelu = match self.gelu {
+        let activation = match self.activation {
             None => 0,
-            Some(Gelu::Tanh) => 1,
-            Some(Gelu::Erf) => 2,
+            Some(Activation::GeluTanh) => 1,
+            Some(Activation::GeluErf) => 2,
+            Some(Activation::Relu) => 3,
         };
-        gpu.module(&SOURCE).define("BIAS", self.bias as i32).define("GELU", gelu)
+        gpu.module(&SOURCE).define("BIAS", self.bias as i32).define("ACTIVATION", activation)
     }
 }
 
@@ -409,7 +435,7 @@ pub(crate) fn sum_columns(
     scratch: u64,
     to: &Gradient<Place>,
 ) -> Result<()> {
-    let module = Module::new(&SOURCE).define("BIAS", 0).define("GELU", 0);
+    let module = Module::new(&SOURCE).define("BIAS", 0).define("ACTIVATION", 0);
     let parts = partials(rows).max(1);
     let blocks =
         |parts: usize| Launch { grid: [parts as u32, columns.div_ceil(32) as u32, 1], block: [256, 1, 1], shared: 0 };
@@ -446,7 +472,7 @@ impl GpuOp for Linear {
             factors: gpu.storage(),
             product: gpu.storage(),
         })?;
-        if !self.bias && self.gelu.is_none() {
+        if !self.bias && self.activation.is_none() {
             return Ok(());
         }
         let bias = if self.bias { io.inputs[2].address } else { 0 };
@@ -466,12 +492,12 @@ impl GpuOp for Linear {
         let s = self.sizes(&x.shape, &weight.shape);
         let d_bias = io.d_inputs.get(2).and_then(Option::as_ref);
         let slope = io.saved.first().map_or(0, |p| p.address);
-        let dz = if self.gelu.is_some() { io.scratch.address } else { dy.address };
+        let dz = if self.activation.is_some() { io.scratch.address } else { dy.address };
 
-        if self.gelu.is_some() || d_bias.is_some() {
+        if self.activation.is_some() || d_bias.is_some() {
             let parts = partials(s.rows);
             let partial_sums =
-                io.scratch.address + if self.gelu.is_some() { 4 * (s.rows * s.outputs) as u64 } else { 0 };
+                io.scratch.address + if self.activation.is_some() { 4 * (s.rows * s.outputs) as u64 } else { 0 };
             let (module, columns) = (self.module(gpu), s.outputs as i32);
             let blocks = |parts: usize| Launch {
                 grid: [parts as u32, s.outputs.div_ceil(32) as u32, 1],
@@ -550,25 +576,25 @@ static RUN: RunSpec = RunSpec {
     outputs: &[TensorDoc { name: "out", shape: "(…,O)", optional: false }],
     options: &[OptionDoc { name: "gelu", value: Some("tanh|erf"), help: "applies this GELU to the result" }],
     record: |run| {
-        let gelu = match run.options.get("gelu").map(String::as_str) {
+        let activation = match run.options.get("gelu").map(String::as_str) {
             None => None,
-            Some("tanh") => Some(Gelu::Tanh),
-            Some("erf") => Some(Gelu::Erf),
+            Some("tanh") => Some(Activation::GeluTanh),
+            Some("erf") => Some(Activation::GeluErf),
             Some(other) => return Err(Error::argument(format!("--gelu {other}"), "is no GELU", "give tanh or erf")),
         };
         let mut inputs = vec![run.real_of_any_shape("x")?, run.real("weight", "(O,I)")?];
         if run.has("bias") {
             inputs.push(run.real("bias", "(O)")?);
         }
-        let op = Linear { weight: WeightLayout::OutIn, bias: inputs.len() == 3, gelu };
+        let op = Linear { weight: WeightLayout::OutIn, bias: inputs.len() == 3, activation };
         run.graph.record(op, &inputs)
     },
 };
 
 fn cases() -> Vec<Case> {
     use WeightLayout::{InOut, OutIn};
-    let case = |x: &'static [usize], outputs: usize, weight, bias, gelu: Option<Gelu>| {
-        let name = format!("{x:?} to {outputs} {weight:?} bias {bias} gelu {gelu:?}");
+    let case = |x: &'static [usize], outputs: usize, weight, bias, activation: Option<Activation>| {
+        let name = format!("{x:?} to {outputs} {weight:?} bias {bias} {activation:?}");
         Case::new(name, move |g| {
             let inputs = x[x.len() - 1];
             let shape = if weight == OutIn { [outputs, inputs] } else { [inputs, outputs] };
@@ -576,14 +602,14 @@ fn cases() -> Vec<Case> {
             if bias {
                 tensors.push(g.normal("bias", &[outputs]));
             }
-            g.record(Linear { weight, bias, gelu }, &tensors)
+            g.record(Linear { weight, bias, activation }, &tensors)
         })
     };
     // A layer used twice: the second use's gradients are added to the first's.
     let twice = Case::new("one layer twice", |g| {
         let x = g.normal("x", &[300, 37]);
         let (w, b) = (g.scaled("weight", &[37, 37], 0.2), g.normal("bias", &[37]));
-        let op = Linear { gelu: Some(Gelu::Tanh), ..Linear::TORCH };
+        let op = Linear { activation: Some(Activation::GeluTanh), ..Linear::TORCH };
         let y = g.one(op, &[x, w, b])?;
         g.record(op, &[y, w, b])
     });
@@ -595,18 +621,20 @@ fn cases() -> Vec<Case> {
     });
     vec![
         case(&[1], 1, OutIn, true, None),
-        case(&[37, 65], 1, InOut, true, Some(Gelu::Erf)),
-        case(&[2, 5, 37], 65, OutIn, true, Some(Gelu::Tanh)).in_every_order(),
-        case(&[300, 1], 37, OutIn, true, Some(Gelu::Erf)).in_every_order(),
+        case(&[37, 65], 1, InOut, true, Some(Activation::GeluErf)),
+        case(&[2, 5, 37], 65, OutIn, true, Some(Activation::GeluTanh)).in_every_order(),
+        case(&[300, 1], 37, OutIn, true, Some(Activation::GeluErf)).in_every_order(),
         case(&[300, 5], 33, InOut, true, None),
-        case(&[37, 128], 128, InOut, false, Some(Gelu::Tanh)),
+        case(&[37, 128], 128, InOut, false, Some(Activation::GeluTanh)),
         case(&[65, 65], 37, OutIn, false, None),
-        case(&[3, 1000], 128, InOut, true, Some(Gelu::Tanh)),
+        case(&[3, 1000], 128, InOut, true, Some(Activation::GeluTanh)),
         case(&[3, 128], 1000, OutIn, true, None),
-        case(&[0, 37], 65, OutIn, true, Some(Gelu::Tanh)),
+        case(&[0, 37], 65, OutIn, true, Some(Activation::GeluTanh)),
         // More rows than one part has on the CPU; a weight that is large to it.
-        case(&[600, 5], 7, InOut, true, Some(Gelu::Erf)),
-        case(&[3, 300], 300, InOut, true, Some(Gelu::Erf)),
+        case(&[600, 5], 7, InOut, true, Some(Activation::GeluErf)),
+        case(&[3, 300], 300, InOut, true, Some(Activation::GeluErf)),
+        case(&[3, 5], 37, OutIn, true, Some(Activation::Relu)),
+        case(&[300, 17], 33, InOut, false, Some(Activation::Relu)).in_every_order(),
         twice,
         trained,
     ]

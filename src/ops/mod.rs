@@ -10,11 +10,15 @@ pub mod embedding;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
+pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
+pub mod permute_heads;
 pub mod recurrent;
+pub mod reweight_heads;
+pub mod rotary;
 pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
@@ -56,13 +60,20 @@ pub static OPS: &[&Entry] = &[
     &linear::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
+    &rotary::ENTRY,
+    &permute_heads::ENTRY,
+    &reweight_heads::ENTRY,
     &add::ENTRY,
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
+    &linear_cross_entropy::ENTRY,
     &recurrent::GRU,
     &recurrent::RNN,
     &copy::ENTRY,
     &concatenate::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,
+    &crate::optimizer::adam::ENTRY,
+    &crate::optimizer::sgd::ENTRY,
+    &crate::optimizer::adagrad::ENTRY,
 ];

@@ -67,7 +67,8 @@ impl MultiHeadAttention {
             let expected = format!("real ({})", 3 * width);
             return Err(Error::shape(ENTRY.name, "in_proj_bias", expected, g.spec(bias).to_string()));
         }
-        let linear = |bias: Option<Tensor>| Linear { weight: WeightLayout::OutIn, bias: bias.is_some(), gelu: None };
+        let linear =
+            |bias: Option<Tensor>| Linear { weight: WeightLayout::OutIn, bias: bias.is_some(), activation: None };
         let mut inputs = Vec::new();
         for (i, x) in [self.query, self.key, self.value].into_iter().enumerate() {
             let bias = self.in_proj_bias.map(|b| g.slice(b, i * width..(i + 1) * width)).transpose()?;

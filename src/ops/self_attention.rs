@@ -25,7 +25,7 @@ pub static ENTRY: Entry = Entry {
 /// # Errors
 /// If a shape does not fit.
 pub fn record(g: &mut Graph, [x, w_q, w_k, w_v]: [Tensor; 4], causal: bool) -> Result<Tensor> {
-    let linear = Linear { weight: WeightLayout::InOut, bias: false, gelu: None };
+    let linear = Linear { weight: WeightLayout::InOut, bias: false, activation: None };
     if g.shape(x).len() != 3 {
         return Err(Error::shape(ENTRY.name, g.name(x), "(B, n, E)", g.spec(x).to_string()));
     }

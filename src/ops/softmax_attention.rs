@@ -30,6 +30,7 @@ use crate::ops::Entry;
 use crate::ops::attention::Sizes;
 use crate::ops::dropout::Dropout;
 use crate::precision::Precision;
+pub use cases::representative as representative_cases;
 pub(crate) use gpu::Launcher;
 
 /// An input after q, k and v.
@@ -85,6 +86,9 @@ pub struct SoftmaxAttention {
     pub extras: Vec<Extra>,
     /// Whether to give the softmax weights (B,H,T,S), before dropout, as a third output. No gradient flows through it.
     pub weights: bool,
+    /// On a GPU: backward in one pass with 5 products instead of two with 7, in which blocks add to dq in whatever order
+    /// they come: sums may then differ in their last bits from run to run. The CPU always sums in order.
+    pub unordered: bool,
     /// On a GPU: among how many blocks the keys are split; `None`: chosen by shape. The CPU splits nothing.
     pub splits: Option<usize>,
 }

@@ -2,6 +2,7 @@
 //! θ ← θ·(1 − lr·decay); m ← m + (1 − β1)·(g − m); v ← β2·v + (1 − β2)·g²;
 //! θ ← θ − lr/(1 − β1^t) · m / (√v / √(1 − β2^t) + ε).
 
+use super::{BLOCK, Optimizer, split_behind};
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::Result;
@@ -15,10 +16,16 @@ use std::sync::Arc;
 // SAFETY: each thread touches the element of its index in four buffers of n elements, and the first hyper-parameters.
 const SOURCE: Source = unsafe { Source::new("adamw", include_str!("../../kernels/adamw.cu"), &["adamw"]) };
 
-/// Parameter-sized buffers that [`AdamW`] needs: m and v.
-pub const SLOTS: usize = 2;
+/// What PyTorch calls m and v.
+pub(super) const MEANS: &[&str] = &["exp_avg", "exp_avg_sq"];
 
-/// The update; its buffers are parameters, gradients, m, v, hyper = [lr, 1 − β1^t, 1 − β2^t, …] ([`AdamW::hyper`]).
+/// What to write as hyper-parameters for step `t`, the first being 1: the rate, 1 − β1^t, 1 − β2^t.
+pub(super) fn hyper(rate: f64, t: u64, beta1: f64, beta2: f64) -> [f64; 3] {
+    let correction = |beta: f64| 1.0 - beta.powf(t as f64);
+    [rate, correction(beta1), correction(beta2)]
+}
+
+/// The update; its buffers are parameters, gradients, m, v, hyper = [lr, 1 − β1^t, 1 − β2^t, …].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// How slowly the mean of gradients follows.
@@ -40,11 +47,15 @@ pub static ENTRY: Entry =
 impl AdamW {
     /// minGPT's constants; nothing decays until `decayed` is set.
     pub const MINGPT: AdamW = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decayed: 0 };
+}
 
-    /// What to write as hyper-parameters before step `t`, the first being 1.
-    pub fn hyper(&self, learning_rate: f64, t: u64) -> [f64; 3] {
-        let correction = |beta: f64| 1.0 - beta.powf(t as f64);
-        [learning_rate, correction(self.beta1), correction(self.beta2)]
+impl Optimizer for AdamW {
+    fn state(&self) -> &'static [&'static str] {
+        MEANS
+    }
+
+    fn hyper(&self, rate: f64, t: u64) -> [f64; 3] {
+        hyper(rate, t, self.beta1, self.beta2)
     }
 }
 
@@ -78,11 +89,27 @@ impl Update for AdamW {
     }
 }
 
-/// Elements that a thread takes at a time.
-const BLOCK: usize = 1 << 14;
-
 impl<R: Real> CpuUpdate<R> for AdamW {
     fn update_cpu(&self, buffers: Vec<&mut [R]>, _: Mode) {
+        let AdamW { beta1, beta2, eps, weight_decay, decayed } = *self;
+        Means { beta1, beta2, eps, shrink: weight_decay, l2: 0.0, decayed }.update_cpu(buffers);
+    }
+}
+
+/// What AdamW and Adam share on the CPU.
+pub(super) struct Means {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decayed parameters are first multiplied with 1 − rate·shrink.
+    pub shrink: f64,
+    /// Part of each decayed parameter that is added to its gradient.
+    pub l2: f64,
+    pub decayed: usize,
+}
+
+impl Means {
+    pub fn update_cpu<R: Real>(&self, buffers: Vec<&mut [R]>) {
         let Ok([parameters, gradients, m, v, hyper]) = <[&mut [R]; 5]>::try_from(buffers) else {
             panic!("parameters, gradients, m, v, hyper")
         };
@@ -90,20 +117,22 @@ impl<R: Real> CpuUpdate<R> for AdamW {
         let (step, root) = (rate / hyper[1], hyper[2].sqrt());
         let [one_minus_beta1, beta2, one_minus_beta2, eps] =
             [1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps].map(R::from_f64);
-        let decay = R::ONE - rate * R::from_f64(self.weight_decay);
-        let parts = parameters.par_chunks_mut(BLOCK).zip(gradients.par_chunks(BLOCK));
-        let moments = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
-        parts.zip(moments).enumerate().for_each(|(block, ((theta, g), (m, v)))| {
-            let decayed = self.decayed.saturating_sub(block * BLOCK).min(theta.len());
-            theta[..decayed].iter_mut().for_each(|theta| *theta *= decay);
-            wide::<R, _>(|| {
-                for ((theta, &g), (m, v)) in theta.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-                    *m += one_minus_beta1 * (g - *m);
-                    *v = *v * beta2 + one_minus_beta2 * g * g;
-                    *theta -= step * (*m / (v.sqrt() / root + eps));
-                }
+        let kept = R::ONE - rate * R::from_f64(self.shrink);
+        let parts = split_behind(self.decayed, [parameters, gradients, m, v]);
+        for ([theta, g, m, v], (kept, l2)) in parts.into_iter().zip([(kept, R::from_f64(self.l2)), (R::ONE, R::ZERO)]) {
+            let parts = theta.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK));
+            let means = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
+            parts.zip(means).for_each(|((theta, g), (m, v))| {
+                wide::<R, _>(|| {
+                    for ((theta, &g), (m, v)) in theta.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+                        let g = g + l2 * *theta;
+                        *m += one_minus_beta1 * (g - *m);
+                        *v = *v * beta2 + one_minus_beta2 * g * g;
+                        *theta = *theta * kept - step * (*m / (v.sqrt() / root + eps));
+                    }
+                });
             });
-        });
+        }
     }
 }
 
@@ -112,7 +141,7 @@ fn cases() -> Vec<Case> {
         let name = format!("{elements} elements, {decayed} decayed");
         let parameters = Case::new(name, move |g| Ok(vec![g.trained("theta", &[elements], true)?]));
         let adamw = AdamW { decayed, ..AdamW::MINGPT };
-        parameters.followed_by(vec![Arc::new(adamw)], SLOTS, |t| AdamW::MINGPT.hyper(0.01, t).to_vec())
+        parameters.followed_by(vec![Arc::new(adamw)], MEANS.len(), |t| AdamW::MINGPT.hyper(0.01, t).to_vec())
     };
     vec![case(1, 1), case(1000, 0), case(1000, 300)]
 }

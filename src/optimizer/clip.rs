@@ -1,7 +1,7 @@
 //! gradients ← gradients·min(1, max_norm / (norm + 1e-6)), norm = √Σ g² over all of them, as
 //! torch.nn.utils.clip_grad_norm_. The norm before clipping is left in hyper\[3\]. A NaN is not hidden.
 
-use super::{AdamW, NORM, SLOTS};
+use super::{AdamW, NORM, Optimizer};
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::Result;
@@ -87,7 +87,7 @@ fn cases() -> Vec<Case> {
         });
         // The moments show the clipped gradients.
         let updates: Vec<Arc<dyn Update>> = vec![Arc::new(ClipGradientNorm { max_norm }), Arc::new(AdamW::MINGPT)];
-        parameters.followed_by(updates, SLOTS, |t| AdamW::MINGPT.hyper(0.01, t).to_vec())
+        parameters.followed_by(updates, AdamW::MINGPT.state().len(), |t| AdamW::MINGPT.hyper(0.01, t).to_vec())
     };
     vec![
         case(&[1], 0.01),

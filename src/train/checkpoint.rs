@@ -1,14 +1,15 @@
 //! A checkpoint directory: Hugging Face's files, and what resuming needs besides.
 //!
 //! `config.json`, `model.safetensors`, `tokenizer.json` and `tokenizer_config.json` are read by transformers, where it
-//! has the model. `optimizer.safetensors` holds AdamW's two means, each flat, in the plan's order of parameters;
-//! `training.json` the steps done and the run's settings. `log.jsonl` grows beside them.
+//! has the model. `optimizer.safetensors` holds the optimiser's buffers, by PyTorch's names, each flat, in the plan's order
+//! of parameters; `training.json` the steps done, what evaluations have shown, and the run's settings. `log.jsonl` grows
+//! beside them. `best/` is a checkpoint of the same kind: that of the lowest validation loss.
 
 use super::directory;
-use super::step::SLOTS;
+use super::{TrainingStep, Watch};
 use crate::data::Vocabulary;
 use crate::error::{Error, Result};
-use crate::model::{GptConfig, weights};
+use crate::model::{DropoutRates, GptConfig, weights};
 use crate::plan::Plan;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,16 +21,26 @@ const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINING: &str = "training.json";
-/// AdamW's buffers, as PyTorch calls them.
-const MEANS: [&str; SLOTS] = ["exp_avg", "exp_avg_sq"];
+const FILES: [&str; 6] = [CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, OPTIMIZER, TRAINING];
+/// The folder of the best checkpoint, inside that of the last.
+pub const BEST: &str = "best";
 
 /// A model's directory.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     directory: PathBuf,
     config: GptConfig,
-    tied: bool,
     vocabulary: Vocabulary,
+}
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Default, serde::Serialize, serde::Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// What evaluations have shown; nothing in runs from before this was kept.
+    #[serde(default)]
+    pub watch: Watch,
 }
 
 /// Writes all files of a checkpoint, together or not at all.
@@ -38,17 +49,18 @@ pub struct Checkpoint {
 /// If they cannot be written; an earlier checkpoint there is as it was.
 pub fn write(
     directory: &Path,
-    plan: &Plan,
+    training: &TrainingStep,
     config: &GptConfig,
     vocabulary: &Vocabulary,
-    dropout: f64,
-    step: u64,
+    dropout: DropoutRates,
+    state: State,
     settings: &impl serde::Serialize,
 ) -> Result<()> {
-    let mut means = BTreeMap::new();
-    for (slot, name) in MEANS.iter().enumerate() {
+    let plan = training.plan();
+    let mut buffers = BTreeMap::new();
+    for (slot, name) in training.optimizer().state().iter().enumerate() {
         let values = plan.read_slot(slot)?;
-        means.insert(name.to_string(), weights::Values { shape: vec![values.len()], values });
+        buffers.insert(name.to_string(), weights::Values { shape: vec![values.len()], values });
     }
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -64,19 +76,25 @@ pub fn write(
             (MODEL, weights::to_bytes(&weights::of_plan(plan)?)),
             (TOKENIZER, text(&vocabulary.to_tokenizer())),
             (TOKENIZER_CONFIG, text(&tokenizer_config)),
-            (OPTIMIZER, weights::to_bytes(&means)),
-            (TRAINING, text(&json!({ "step": step, "settings": settings }))),
+            (OPTIMIZER, weights::to_bytes(&buffers)),
+            (TRAINING, text(&json!({ "step": state.step, "watch": state.watch, "settings": settings }))),
         ],
     )
 }
 
-/// Removes the files of an earlier checkpoint, and no others.
+/// Removes the files of an earlier run's checkpoints, and no others.
 ///
 /// # Errors
 /// If one cannot be removed.
 pub fn remove(directory: &Path) -> Result<()> {
+    let best = directory.join(BEST);
+    if is_there(&best) {
+        remove(&best)?;
+        // With something else in it, it stays.
+        let _ = std::fs::remove_dir(&best);
+    }
     directory::settle(directory)?;
-    for name in [CONFIG, MODEL, TOKENIZER, TOKENIZER_CONFIG, OPTIMIZER, TRAINING] {
+    for name in FILES {
         let path = directory.join(name);
         if path.exists() {
             std::fs::remove_file(&path)
@@ -84,6 +102,26 @@ pub fn remove(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies the best checkpoint of one run's directory, if it has one, to another's.
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn copy_best(from: &Path, to: &Path) -> Result<()> {
+    let (from, to) = (from.join(BEST), to.join(BEST));
+    if !is_there(&from) {
+        return Ok(());
+    }
+    let mut files = Vec::new();
+    for name in FILES {
+        let path = from.join(name);
+        let bytes = std::fs::read(&path)
+            .map_err(|e| Error::file(&path, format!("cannot be read: {e}"), "restore it, or remove this folder"))?;
+        files.push((name, bytes));
+    }
+    directory::create(&to)?;
+    directory::replace(&to, &files)
 }
 
 /// Whether a run can be resumed from there.
@@ -102,13 +140,13 @@ impl Checkpoint {
             return Err(Error::file(directory, "is no directory", remedy));
         }
         directory::settle(directory)?;
-        let (config, tied) = GptConfig::read(&directory.join(CONFIG))?;
+        let config = GptConfig::read(&directory.join(CONFIG))?;
         let vocabulary = Vocabulary::from_tokenizer(&directory.join(TOKENIZER))?;
         if vocabulary.len() != config.vocabulary {
             let problem = format!("has {} characters, config.json says {}", vocabulary.len(), config.vocabulary);
             return Err(Error::file(directory.join(TOKENIZER), problem, "restore the checkpoint"));
         }
-        Ok(Checkpoint { directory: directory.to_path_buf(), config, tied, vocabulary })
+        Ok(Checkpoint { directory: directory.to_path_buf(), config, vocabulary })
     }
 
     /// The model's configuration.
@@ -127,35 +165,37 @@ impl Checkpoint {
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load_parameters(&self, plan: &Plan) -> Result<()> {
         let path = self.directory.join(MODEL);
-        weights::to_plan(plan, weights::read(&path)?, self.tied, &path)
+        weights::to_plan(plan, weights::read(&path)?, self.config.tied, &path)
     }
 
     /// Writes the optimiser's state to a plan.
     ///
     /// # Errors
-    /// If the file is missing, damaged, or of another model.
-    pub fn load_optimizer(&self, plan: &Plan) -> Result<()> {
+    /// If the file is missing, damaged, or of another model or optimiser.
+    pub fn load_optimizer(&self, training: &TrainingStep) -> Result<()> {
         let path = self.directory.join(OPTIMIZER);
         let tensors = weights::read(&path)?;
-        for (slot, name) in MEANS.iter().enumerate() {
+        let plan = training.plan();
+        for (slot, name) in training.optimizer().state().iter().enumerate() {
             let n = plan.parameter_elements().0;
-            let Some(mean) = tensors.get(*name).filter(|m| m.shape == [n]) else {
+            let Some(buffer) = tensors.get(*name).filter(|m| m.shape == [n]) else {
                 let problem = format!("tensor `{name}` of {n} elements is missing");
                 return Err(Error::file(path, problem, "start anew from the weights with --init"));
             };
-            plan.write_slot(slot, &mean.values)?;
+            plan.write_slot(slot, &buffer.values)?;
         }
         Ok(())
     }
 
-    /// How many steps the run has done, and its settings.
+    /// How far the run has come, and its settings.
     ///
     /// # Errors
     /// If `training.json` is missing or damaged.
-    pub fn training<S: serde::de::DeserializeOwned>(&self) -> Result<(u64, S)> {
+    pub fn training<S: serde::de::DeserializeOwned>(&self) -> Result<(State, S)> {
         #[derive(serde::Deserialize)]
         struct Training<S> {
-            step: u64,
+            #[serde(flatten)]
+            state: State,
             settings: S,
         }
         let path = self.directory.join(TRAINING);
@@ -163,9 +203,9 @@ impl Checkpoint {
         let text = std::fs::read_to_string(&path).map_err(|e| {
             Error::file(&path, format!("cannot be read: {e}"), format!("this run cannot be resumed: {remedy}"))
         })?;
-        let Training { step, settings } = serde_json::from_str(&text)
+        let Training { state, settings } = serde_json::from_str(&text)
             .map_err(|e| Error::file(&path, format!("is no description of a run: {e}"), remedy))?;
-        Ok((step, settings))
+        Ok((state, settings))
     }
 }
 
@@ -192,7 +232,7 @@ impl Initial {
             return Err(Error::file(path, "does not exist", "give --init a directory with weights in this file"));
         }
         let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
-        let tied = config.exists() && GptConfig::read(&config)?.1;
+        let tied = config.exists() && GptConfig::read(&config)?.tied;
         let vocabulary = tokenizer.exists().then(|| Vocabulary::from_tokenizer(&tokenizer)).transpose()?;
         Ok(Initial { path, tied, vocabulary })
     }

@@ -1,6 +1,6 @@
 //! The loop.
 
-use super::{Evaluation, Log, Progress, TrainingStep};
+use super::{Evaluation, Log, Progress, Schedule, TrainingStep, Watch};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 /// When what happens; steps are counted as done.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
+pub struct Timing {
     /// Steps that an earlier run has done.
     pub from: u64,
     /// Steps in all.
@@ -18,6 +18,30 @@ pub struct Schedule {
     pub eval_every: u64,
     /// Write a checkpoint after every so many; 0: only at the end.
     pub save_every: u64,
+    /// Stop after so many evaluations in a row without a new best; 0: never. The one at the end does not count unless
+    /// it is due anyway.
+    pub early_stop: u64,
+}
+
+/// Which checkpoint is to be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// From which the run can go on.
+    Last,
+    /// That of the lowest validation loss so far.
+    Best,
+}
+
+/// What the loop asks for.
+pub struct Hooks<'a> {
+    /// The batch of this number, counted from 0: a step takes as many as it accumulates.
+    pub batch: &'a dyn Fn(u64) -> Batch,
+    /// The validation loss after so many steps.
+    pub evaluate: &'a mut dyn FnMut(&TrainingStep, u64) -> Result<Evaluation>,
+    /// Writes a checkpoint after so many steps.
+    pub save: &'a mut dyn FnMut(&TrainingStep, u64, &Watch, Kept) -> Result<()>,
+    /// Whether to stop after the present step.
+    pub stop: &'a dyn Fn() -> bool,
 }
 
 /// How a run ended.
@@ -25,52 +49,59 @@ pub struct Schedule {
 pub enum Ended {
     /// All steps are done; what the last evaluation found.
     Done(Evaluation),
-    /// Stopped after so many steps.
+    /// Stopped after so many steps, as evaluations found no new best; what the last one found.
+    Early(u64, Evaluation),
+    /// Stopped after so many steps, as was asked for.
     Interrupted(u64),
 }
 
-/// Trains by the schedule. `batch` gives what a step (counted from 0) learns, `evaluate` the validation
-/// loss, `save` writes a checkpoint after so many steps; `stop` asks whether to stop after the present step.
+/// Trains. `lr` is the highest learning rate, `watch` what evaluations have shown so far.
 ///
 /// # Errors
-/// If a loss is not finite, or a callback fails.
+/// If a loss is not finite, or a hook fails.
 pub fn run(
     training: &mut TrainingStep,
-    schedule: Schedule,
+    timing: Timing,
+    (lr, schedule): (f64, Schedule),
+    watch: &mut Watch,
     log: &mut Log,
-    batch: impl Fn(u64) -> Batch,
-    mut evaluate: impl FnMut(&TrainingStep) -> Result<Evaluation>,
-    mut save: impl FnMut(&TrainingStep, u64) -> Result<()>,
-    stop: impl Fn() -> bool,
+    hooks: Hooks,
 ) -> Result<Ended> {
-    let Schedule { from, steps, eval_every, save_every } = schedule;
+    let Timing { from, steps, eval_every, save_every, early_stop } = timing;
     let mut progress = Progress::new("training", from, steps);
     for step in from..steps {
         let start = Instant::now();
-        let batch = batch(step);
-        let loss = training.run(step, &batch)?;
-        let tokens_per_s = batch.tokens.len() as f64 / start.elapsed().as_secs_f64();
+        let number = training.accumulate() as u64;
+        let batches: Vec<Batch> = (0..number).map(|i| (hooks.batch)(step * number + i)).collect();
+        let rate = schedule.rate(lr, step, watch);
+        let loss = training.run(step, rate, &batches)?;
+        let tokens: usize = batches.iter().map(|b| b.tokens.len()).sum();
+        let tokens_per_s = tokens as f64 / start.elapsed().as_secs_f64();
         let done = step + 1;
         if !loss.is_finite() {
             let remedy = "resume from the last checkpoint with a smaller --lr, or check the weights given by --init";
             return Err(Error::argument("training", format!("the loss of step {done} is {loss}"), remedy));
         }
-        log.step(done, loss, training.settings().lr, tokens_per_s)?;
+        log.step(done, loss, rate, tokens_per_s)?;
         progress.step(done, loss, tokens_per_s);
         let last = done == steps;
         let due = |every: u64| every > 0 && done.is_multiple_of(every);
         if last || due(eval_every) {
-            let found = evaluate(training)?;
+            let found = (hooks.evaluate)(training, done)?;
             log.validation(done, found)?;
-            if last {
+            if due(eval_every) && watch.see(done, found.loss, schedule.patience) {
+                (hooks.save)(training, done, watch, Kept::Best)?;
+            }
+            let early = !last && early_stop > 0 && watch.since_best >= early_stop;
+            if last || early {
                 progress.finish();
-                save(training, done)?;
-                return Ok(Ended::Done(found));
+                (hooks.save)(training, done, watch, Kept::Last)?;
+                return Ok(if last { Ended::Done(found) } else { Ended::Early(done, found) });
             }
         }
-        let stopped = stop();
+        let stopped = (hooks.stop)();
         if stopped || due(save_every) {
-            save(training, done)?;
+            (hooks.save)(training, done, watch, Kept::Last)?;
         }
         if stopped {
             progress.finish();

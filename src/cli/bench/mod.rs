@@ -6,6 +6,7 @@ mod peer;
 mod plot;
 mod report;
 mod roofline;
+mod tasks;
 
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
@@ -57,7 +58,10 @@ impl Direction {
 #[command(after_help = "Examples:\n  attn bench\n  attn bench --lengths 1024,4096,16384 --causal --direction both \
                         --out results\n  attn bench --variants softmax-attention --lengths 1024,4096 --peer torch \
                         --python venv/bin/python\nThe last line is the answer in one sentence.")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Variants, by name [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
     variants: Vec<String>,
@@ -102,6 +106,12 @@ pub struct Args {
     python: String,
     #[command(flatten)]
     device: DeviceArgs,
+}
+
+/// What else can be compared.
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Other {
+    Tasks(tasks::TasksArgs),
 }
 
 /// One variant at one length.
@@ -220,6 +230,9 @@ fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) ->
 /// # Errors
 /// If an option does not fit, the device or its memory is missing, or a file cannot be written; and when interrupted.
 pub fn main(args: Args) -> Result<Status> {
+    if let Some(Other::Tasks(args)) = args.other {
+        return tasks::main(args);
+    }
     let mut entries = chosen(&args.variants)?;
     let device = args.device.open(stored(args.dtype, args.tf32)?)?;
     let threads = args.device.threads.map(usize::from);

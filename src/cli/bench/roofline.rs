@@ -55,7 +55,7 @@ impl Peaks {
         let product = {
             let mut graph = Graph::new();
             let (x, w) = (graph.input("x", &[m, k]), graph.input("w", &[k, n]));
-            let linear = Linear { weight: WeightLayout::InOut, bias: false, gelu: None };
+            let linear = Linear { weight: WeightLayout::InOut, bias: false, activation: None };
             let y = graph.one(linear, &[x, w])?;
             let plan = Plan::new(graph, device.clone(), &PlanOptions { keep: vec![y], ..Default::default() })?;
             // Not zeros: a GPU that multiplies zeros draws less power and clocks higher.

@@ -11,6 +11,7 @@ pub use model::{ModelArgs, ModelSettings};
 pub use training::{TrainingArgs, TrainingDtype, TrainingSettings};
 
 use crate::error::{Error, Result};
+use crate::train::ScheduleName;
 use serde_json::Value;
 
 /// Flags that decide a run's numbers, and when it logs and saves.
@@ -39,7 +40,9 @@ pub struct Settings {
 }
 
 /// What a resumed run may have otherwise than before: its numbers up to here stay what they were.
-const MAY_CHANGE: [&str; 3] = ["steps", "eval_every", "save_every"];
+const MAY_CHANGE: [&str; 3] = ["steps", "early_stop", "save_every"];
+/// The same, unless evaluations decide on the learning rate.
+const MAY_CHANGE_WITHOUT_PLATEAU: &str = "eval_every";
 
 /// A number that a flag gave, and whether it will do.
 #[derive(Debug, Clone, Copy)]
@@ -72,9 +75,10 @@ impl SettingsArgs {
     /// # Errors
     /// If a flag's value is out of range.
     pub fn start(&self) -> Result<Settings> {
-        let (model, training) = Default::default();
-        let settings = self.over(Settings { data: self.data.defaults(), model, training });
+        let (data, training) = (self.data.defaults(), self.training.defaults());
+        let settings = self.over(Settings { data, model: Default::default(), training });
         settings.check()?;
+        self.training.check_together(&settings.training)?;
         Ok(settings)
     }
 
@@ -86,14 +90,17 @@ impl SettingsArgs {
         let mut settings = self.over(stored.clone());
         // A text that moved is the same text if its digest is.
         let text = std::mem::replace(&mut settings.data.text, stored.data.text.clone());
+        let plateau = stored.training.schedule.name == ScheduleName::Plateau;
         for ((name, old), (_, new)) in leaves(&stored).into_iter().zip(leaves(&settings)) {
-            if old != new && !MAY_CHANGE.contains(&name.as_str()) {
+            let may_change = MAY_CHANGE.contains(&name.as_str()) || (name == MAY_CHANGE_WITHOUT_PLATEAU && !plateau);
+            if old != new && !may_change {
                 let flag = if name == "max_norm" { "grad-clip".into() } else { name.replace('_', "-") };
                 let problem = format!("the run to resume has {old}");
                 let remedy = "leave the flag out, or start a new run with --init";
                 return Err(Error::argument(format!("--{flag} {new}"), problem, remedy));
             }
         }
+        settings.training.check_evaluations()?;
         match (&settings.data.text, text) {
             (None, Some(path)) => {
                 let what = format!("--text {}", path.display());

@@ -54,7 +54,7 @@ impl Layers {
             }
             let mut inputs = Vec::new();
             for direction in layer {
-                let linear = Linear { weight: WeightLayout::OutIn, bias: direction.biases.is_some(), gelu: None };
+                let linear = Linear { weight: WeightLayout::OutIn, bias: direction.biases.is_some(), activation: None };
                 let of_x = [below, direction.weight_ih].into_iter().chain(direction.biases.map(|b| b[0]));
                 inputs.push(g.one(linear, &of_x.collect::<Vec<_>>())?);
                 inputs.extend([direction.weight_hh].into_iter().chain(direction.biases.map(|b| b[1])));

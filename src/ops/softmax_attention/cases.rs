@@ -3,7 +3,7 @@
 mod features;
 
 use super::{Extra, SoftmaxAttention};
-use crate::case::Case;
+use crate::case::{Case, CaseGraph, Data};
 use crate::graph::{Graph, Tensor};
 use crate::ops::attention::{Shape, attention_case};
 
@@ -12,7 +12,20 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = plain_cases();
     cases.extend(HEAD_SIZES.map(both_masks));
     cases.extend(features::cases());
+    cases.extend(unordered_cases());
     cases
+}
+
+/// What launches the kernels that people time: without features, at four head sizes, with backward in two passes and in
+/// one. Causality and lengths are arguments of the same machine code.
+pub fn representative() -> Vec<Case> {
+    let case = |(dim, unordered)| {
+        Case::new(format!("D{dim}, unordered: {unordered}"), move |g| {
+            let [q, k, v] = ["q", "k", "v"].map(|name| g.normal(name, &[1, 1, 16, dim]));
+            g.record(SoftmaxAttention { unordered, ..Default::default() }, &[q, k, v])
+        })
+    };
+    [16, 64, 128, 256].into_iter().flat_map(|dim| [(dim, false), (dim, true)]).map(case).collect()
 }
 
 /// One of each multiple of 16 to which the tensor cores' tiles round up, as far as the other cases have none.
@@ -26,6 +39,55 @@ fn both_masks(dim: usize) -> Case {
         let causal = g.record(SoftmaxAttention::causal(true), &[q, k, v])?;
         Ok([full, causal].concat())
     })
+}
+
+/// Gradients in one pass, by tiles: each shape that the tensor cores' tables have, and slices of ordinary arithmetic.
+fn unordered_cases() -> Vec<Case> {
+    let case = |heads, lengths, dims, causal, key_lengths: &'static [i32]| {
+        let record = move |g: &mut Graph, inputs: &[Tensor]| {
+            let extras = inputs.get(3).map(|_| Extra::KeyLengths).into_iter().collect();
+            g.record(SoftmaxAttention { causal, extras, unordered: true, ..Default::default() }, inputs)
+        };
+        let mut case = attention_case(Shape { heads, lengths, dims }, causal, key_lengths, record);
+        case.name += ", unordered";
+        case
+    };
+    let of_queries = Case::new("unordered, but keys and values are constants", |g| {
+        let q = g.normal("q", &[1, 1, 9, 8]);
+        let (k, v) = (constant(g, "k", &[1, 1, 7, 8]), constant(g, "v", &[1, 1, 7, 8]));
+        g.record(SoftmaxAttention { unordered: true, ..Default::default() }, &[q, k, v])
+    });
+    let twice = Case::new("unordered, q is also the keys of another", |g| {
+        let [x, y] = ["x", "y"].map(|name| g.normal(name, &[1, 2, 37, 16]));
+        let op = SoftmaxAttention { unordered: true, ..Default::default() };
+        Ok([g.record(op.clone(), &[x, y, y])?, g.record(op, &[y, x, x])?].concat())
+    });
+    let only_lse = Case::new("unordered, a gradient through lse alone", |g| {
+        let [q, k, v] = ["q", "k", "v"].map(|name| g.normal(name, &[1, 2, 70, 16]));
+        Ok(vec![g.record(SoftmaxAttention { unordered: true, ..Default::default() }, &[q, k, v])?[1]])
+    });
+    vec![
+        case((1, 2, 1), (65, 130), (16, 16), false, &[]).in_every_order(),
+        case((2, 4, 2), (70, 130), (64, 40), true, &[130, 77]).in_every_order(),
+        case((1, 1, 1), (70, 66), (100, 128), true, &[]),
+        case((1, 1, 1), (40, 70), (200, 37), false, &[]),
+        case((1, 1, 1), (33, 66), (256, 256), true, &[]),
+        case((1, 1, 1), (33, 66), (300, 260), true, &[50]),
+        case((2, 2, 2), (0, 4), (16, 16), false, &[]),
+        case((2, 2, 2), (4, 0), (16, 16), false, &[]),
+        case((1, 1, 1), (1000, 1000), (64, 64), true, &[]).large(),
+        of_queries,
+        twice,
+        only_lse,
+    ]
+}
+
+/// An input that needs no gradient, with standard normal values.
+fn constant(g: &mut CaseGraph, name: &str, shape: &[usize]) -> Tensor {
+    let values = g.draw(shape.iter().product(), 1.0);
+    let t = g.input(name, shape);
+    g.data.push((t, Data::Real(values)));
+    t
 }
 
 /// Without features.

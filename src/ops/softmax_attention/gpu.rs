@@ -1,4 +1,4 @@
-//! Launches of `kernels/softmax_attention.cu`.
+//! Launches of `kernels/softmax_attention.cu` and `softmax_attention_backward.cu`.
 
 use super::tiles::{Tile, Tiles};
 use super::{ENTRY, Extra, SoftmaxAttention};
@@ -8,20 +8,23 @@ use crate::op::*;
 use crate::ops::attention::{KernelSizes, Sizes};
 use bytemuck::{Pod, Zeroable};
 
-const ENTRIES: &[&str] = &[
-    "softmax_attention_forward",
+const FORWARD: &[&str] = &["softmax_attention_forward", "softmax_attention_merge", "softmax_attention_weights"];
+const BACKWARD: &[&str] = &[
     "softmax_attention_delta",
     "softmax_attention_dq",
     "softmax_attention_dkdv",
+    "softmax_attention_dq_of_sums",
     "softmax_attention_dbias",
-    "softmax_attention_weights",
-    "softmax_attention_merge",
 ];
 
 // SAFETY: rows and columns are compared with the sizes before each access; those come from the places themselves,
 // lengths are clamped to the number of keys, and cu_seqlens are checked where they come in.
-const SOURCE: Source =
-    unsafe { Source::new("softmax_attention", include_str!("../../../kernels/softmax_attention.cu"), ENTRIES) };
+const FORWARD_SOURCE: Source =
+    unsafe { Source::new("softmax_attention", include_str!("../../../kernels/softmax_attention.cu"), FORWARD) };
+// SAFETY: as above.
+const BACKWARD_SOURCE: Source = unsafe {
+    Source::new("softmax_attention_backward", include_str!("../../../kernels/softmax_attention_backward.cu"), BACKWARD)
+};
 
 /// Elements of scratch on a GPU, in forward and in backward.
 pub(super) fn scratch(op: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
@@ -30,7 +33,8 @@ pub(super) fn scratch(op: &SoftmaxAttention, s: &Sizes) -> (usize, usize) {
         1 => 0,
         n => n * rows * (s.value_dim + 1), // out and lse of each part
     };
-    (parts, rows) // delta
+    // delta, and the sums of dq.
+    (parts, rows + if op.unordered { rows * s.key_dim } else { 0 })
 }
 
 /// Among how many blocks the keys are split: as many as fill a large GPU where queries and heads do not, and no part
@@ -89,13 +93,22 @@ pub(crate) struct Launcher {
     options: Options,
     features: u32,
     splits: usize,
+    unordered: bool,
+}
+
+/// Which of the two modules: backward's is another where dq is summed by the blocks of dk and dv.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Backward,
+    Unordered,
 }
 
 impl Launcher {
     /// Without features.
     pub fn plain(sizes: Sizes, scale: f64, lengths: u64) -> Launcher {
         let options = Options { scale: scale as f32, lengths, ..Options::zeroed() };
-        Launcher { sizes, options, features: 0, splits: 1 }
+        Launcher { sizes, options, features: 0, splits: 1, unordered: false }
     }
 
     /// Sizes.
@@ -111,6 +124,7 @@ impl Launcher {
         let address = |extra: Extra| place(extra).map_or(0, |p| p.address);
         let mut launcher = Launcher::plain(sizes, op.scale(sizes.key_dim), address(Extra::KeyLengths));
         launcher.splits = splits(op, &sizes);
+        launcher.unordered = op.unordered;
         let Launcher { options: o, features, .. } = &mut launcher;
         if let Some((left, right)) = op.window {
             *features |= features::WINDOW;
@@ -152,28 +166,34 @@ impl Launcher {
         Tiles::of(gpu, (self.sizes.key_dim, self.sizes.value_dim), positive, self.features != 0)
     }
 
-    fn module(&self, gpu: &Gpu) -> Module {
-        self.tiles(gpu).module(gpu.module(&SOURCE).define("FEATURES", self.features))
+    fn module(&self, gpu: &Gpu, pass: Pass) -> Module {
+        let tiles = self.tiles(gpu);
+        match pass {
+            Pass::Forward => tiles.forward_module(gpu.module(&FORWARD_SOURCE)),
+            Pass::Backward => tiles.backward_module(gpu.module(&BACKWARD_SOURCE), false),
+            Pass::Unordered => tiles.backward_module(gpu.module(&BACKWARD_SOURCE), true),
+        }
+        .define("FEATURES", self.features)
     }
 
-    /// Launches [`ENTRIES`]\[entry\] over `blocks`, times slices of columns, times parts along z.
+    /// Launches an entry over `blocks`, times slices of columns, times parts along z.
     fn launch(
         &self,
         gpu: &Gpu,
-        entry: usize,
+        (pass, entry): (Pass, &str),
         tile: &Tile,
         blocks: usize,
         slices: [usize; 2],
         arguments: &[&dyn Argument],
     ) -> Result<()> {
-        let module = self.module(gpu);
+        let module = self.module(gpu, pass);
         let grid = [blocks as u32, slices[0] as u32, slices[1] as u32];
         let launch = Launch { grid, block: [tile.threads(), 1, 1], shared: tile.shared };
         let mut all: Vec<&dyn Argument> = Vec::with_capacity(arguments.len() + 2);
         let sizes = KernelSizes::from(&self.sizes);
         all.extend([&sizes as &dyn Argument, &self.options]);
         all.extend(arguments);
-        gpu.launch(&module, ENTRIES[entry], launch, &all)
+        gpu.launch(&module, entry, launch, &all)
     }
 
     /// Blocks that own `m` rows each of so many, of every head.
@@ -191,18 +211,32 @@ impl Launcher {
         let blocks = self.blocks(s.queries, s.heads, tiles.forward.rows());
         let slices = [tiles.slices(s.value_dim), n];
         if n == 1 {
-            return self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &0u64, &lse]);
+            return self.launch(
+                gpu,
+                (Pass::Forward, FORWARD[0]),
+                &tiles.forward,
+                blocks,
+                slices,
+                &[&q, &k, &v, &out, &0u64, &lse],
+            );
         }
         let rows = s.batch * s.heads * s.queries;
         let part_lse = scratch + 4 * (n * rows * s.value_dim) as u64;
-        self.launch(gpu, 0, &tiles.forward, blocks, slices, &[&q, &k, &v, &out, &scratch, &part_lse])?;
+        self.launch(
+            gpu,
+            (Pass::Forward, FORWARD[0]),
+            &tiles.forward,
+            blocks,
+            slices,
+            &[&q, &k, &v, &out, &scratch, &part_lse],
+        )?;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let module = self.module(gpu);
+        let module = self.module(gpu, Pass::Forward);
         let (sizes, parts) = (KernelSizes::from(s), n as i32);
-        gpu.launch(&module, ENTRIES[6], warps, &[&sizes, &scratch, &part_lse, &parts, &out, &lse])
+        gpu.launch(&module, FORWARD[1], warps, &[&sizes, &scratch, &part_lse, &parts, &out, &lse])
     }
 
-    /// Launches backward. `delta` is scratch of (B,H,T) elements; absent gradients are [`View::NONE`] or 0.
+    /// Launches backward. At `delta` is what [`scratch`] says; absent gradients are [`View::NONE`] or 0.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -218,21 +252,34 @@ impl Launcher {
         let sizes = KernelSizes::from(s);
         let rows = s.batch * s.heads * s.queries;
         let warps = Launch { grid: [rows.div_ceil(8) as u32, 1, 1], block: [256, 1, 1], shared: 0 };
-        let module = self.module(gpu);
-        gpu.launch(&module, ENTRIES[1], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
+        // Where dk and dv are not wanted, dq's own kernel has the fewest products.
+        let unordered = self.unordered && dq.is_some() && (dk.is_some() || dv.is_some());
+        let pass = if unordered { Pass::Unordered } else { Pass::Backward };
+        let module = self.module(gpu, pass);
+        gpu.launch(&module, BACKWARD[0], warps, &[&sizes, &out, &d_out, &d_lse, &delta])?;
         let part = |d: Option<(View, bool)>| d.map_or((View::NONE, 0), |(view, accumulate)| (view, accumulate as i32));
-        if dq.is_some() {
-            let (dq, accumulate) = part(dq);
+        let (dq, add_dq) = part(dq);
+        let sum_dq = if unordered { delta + 4 * rows as u64 } else { 0 };
+        if unordered {
+            gpu.zero(&Place { address: sum_dq, kind: Kind::Full, shape: vec![rows * s.key_dim], strides: vec![1] })?;
+        } else if dq.data != 0 {
             let blocks = self.blocks(s.queries, s.heads, tiles.dq.rows());
             let slices = [tiles.slices(s.key_dim), 1];
-            self.launch(gpu, 2, &tiles.dq, blocks, slices, &[&q, &k, &v, &d_out, &lse, &delta, &dq, &accumulate])?;
+            let arguments: [&dyn Argument; 8] = [&q, &k, &v, &d_out, &lse, &delta, &dq, &add_dq];
+            self.launch(gpu, (pass, BACKWARD[1]), &tiles.dq, blocks, slices, &arguments)?;
         }
         if dk.is_some() || dv.is_some() {
             let ((dk, add_dk), (dv, add_dv)) = (part(dk), part(dv));
-            let blocks = self.blocks(s.keys, s.kv_heads, tiles.dkdv.rows());
+            let tile = if unordered { &tiles.unordered } else { &tiles.dkdv };
+            let blocks = self.blocks(s.keys, s.kv_heads, tile.rows());
             let slices = [tiles.slices(s.key_dim.max(s.value_dim)), tiles.parts];
-            let arguments: [&dyn Argument; 10] = [&q, &k, &v, &d_out, &lse, &delta, &dk, &add_dk, &dv, &add_dv];
-            self.launch(gpu, 3, &tiles.dkdv, blocks, slices, &arguments)?;
+            let arguments: [&dyn Argument; 11] =
+                [&q, &k, &v, &d_out, &lse, &delta, &dk, &add_dk, &dv, &add_dv, &sum_dq];
+            self.launch(gpu, (pass, BACKWARD[2]), tile, blocks, slices, &arguments)?;
+        }
+        if unordered {
+            let arguments: [&dyn Argument; 5] = [&sizes, &self.options, &sum_dq, &dq, &add_dq];
+            gpu.launch_flat(&module, BACKWARD[3], rows * s.key_dim, &arguments)?;
         }
         if let Some((d_bias, accumulate)) = d_bias {
             let accumulate = accumulate as i32;
@@ -240,7 +287,7 @@ impl Launcher {
             let places = along(0, s.batch) * along(1, s.heads) * along(2, s.queries.div_ceil(tiles.dq.rows()));
             let blocks = places * s.keys.div_ceil(tiles.dq.columns());
             let arguments: [&dyn Argument; 8] = [&q, &k, &v, &d_out, &lse, &delta, &d_bias, &accumulate];
-            self.launch(gpu, 4, &tiles.dq, blocks, [1, 1], &arguments)?;
+            self.launch(gpu, (pass, BACKWARD[4]), &tiles.dq, blocks, [1, 1], &arguments)?;
         }
         Ok(())
     }
@@ -249,7 +296,7 @@ impl Launcher {
     fn weights(&self, gpu: &Gpu, q: View, k: View, lse: u64, weights: View) -> Result<()> {
         let (s, tiles) = (&self.sizes, self.tiles(gpu));
         let blocks = self.blocks(s.queries, s.heads, tiles.forward.rows());
-        self.launch(gpu, 5, &tiles.forward, blocks, [1, 1], &[&q, &k, &lse, &weights])
+        self.launch(gpu, (Pass::Forward, FORWARD[2]), &tiles.forward, blocks, [1, 1], &[&q, &k, &lse, &weights])
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) static RUN: RunSpec = RunSpec {
         option("dropout", Some("P"), "drop weights; element ((b·H+h)·T+t)·S+s of Philox, stream 0, step 0"),
         option("seed", Some("N"), "seed of the dropout [default: 0]"),
         option("weights", None, "also give the softmax weights, before dropout"),
+        option("unordered", None, "on a GPU: gradients in one pass whose sums of dq may change in their last bits"),
         option("splits", Some("N"), "on a GPU: split the keys among N blocks [default: by shape]"),
     ],
     record,
@@ -56,6 +57,7 @@ fn record(run: &mut RunGraph) -> Result<Vec<Tensor>> {
         dropout: dropout(run)?,
         extras: inputs.get(3).map(|_| Extra::KeyLengths).into_iter().collect(),
         weights: run.switch("weights"),
+        unordered: run.switch("unordered"),
         splits: run.option("splits", "a whole number")?,
     };
     let [heads, queries] = [1, 2].map(|axis| run.graph.shape(inputs[0])[axis]);

@@ -46,6 +46,8 @@ pub(super) struct Tiles {
     pub forward: Tile,
     pub dq: Tile,
     pub dkdv: Tile,
+    /// dkdv where it sums dq too.
+    pub unordered: Tile,
     /// 2 where dk and dv are summed by blocks of their own, as registers do not hold both.
     pub parts: usize,
     columns: (usize, usize),
@@ -54,6 +56,8 @@ pub(super) struct Tiles {
 
 /// The largest head size of the tensor cores' kernels.
 const LARGEST: usize = 256;
+/// Shared memory of a block on sm_86, the least of those that have tensor cores for these kernels.
+const SHARED: u32 = 101_376;
 
 impl Tiles {
     /// For these head sizes on this device.
@@ -83,14 +87,21 @@ impl Tiles {
         };
         let row = |columns: usize| columns * bytes + 16;
         let (key, value) = (row(columns.0), row(columns.1));
-        let tile = |[groups, warps, n]: [usize; 3], backward: bool| {
+        let tile = |[groups, warps, n]: [usize; 3], shared: &dyn Fn(usize, usize) -> usize| {
             let m = 16 * groups * warps;
-            let shared = if backward { (m + n) * (key + value) } else { (m + n) * key + n * value };
-            Tile { groups, warps, n, shared: shared as u32 }
+            Tile { groups, warps, n, shared: shared(m, n) as u32 }
         };
+        let backward = |m, n| (m + n) * (key + value);
+        // Besides, M rows of N weights, in which the warps hand over what they have for dq.
+        let one_pass = |m, n| backward(m, n) + m * row(n);
+        let of_one_pass = |[groups, warps, n]: [usize; 3]| tile([groups, warps, n], &one_pass);
+        let narrower = [[dkdv[0], dkdv[1], 16], [1, 2, 16], [1, 1, 16]];
+        let unordered = std::iter::once(dkdv).chain(narrower).map(of_one_pass).find(|t| t.shared <= SHARED);
         let parts = if columns.0.max(columns.1) > 128 { 2 } else { 1 };
-        let (forward, dq, dkdv) = (tile(forward, false), tile(dq, true), tile(dkdv, true));
-        Tiles { forward, dq, dkdv, parts, columns, tensor: true }
+        let forward = tile(forward, &|m, n| (m + n) * key + n * value);
+        let (dq, dkdv) = (tile(dq, &backward), tile(dkdv, &backward));
+        let unordered = unordered.expect("32 rows of at most 256 numbers fit");
+        Tiles { forward, dq, dkdv, unordered, parts, columns, tensor: true }
     }
 
     fn ordinary(key_dim: usize, value_dim: usize) -> Tiles {
@@ -99,7 +110,7 @@ impl Tiles {
         // Two pieces of 64 rows of 32 + 4 columns (a tile of weights overlays them), and 64 rows of a slice.
         let shared = 4 * (2 * 64 * 36 + 64 * slice) as u32;
         let tile = Tile { groups: 0, warps: 8, n: 64, shared };
-        Tiles { forward: tile, dq: tile, dkdv: tile, parts: 1, columns: (slice, slice), tensor: false }
+        Tiles { forward: tile, dq: tile, dkdv: tile, unordered: tile, parts: 1, columns: (slice, slice), tensor: false }
     }
 
     /// Blocks among which the columns of what is written are split.
@@ -107,14 +118,21 @@ impl Tiles {
         if self.tensor { 1 } else { columns.div_ceil(self.columns.0) }
     }
 
-    /// The module of these tiles.
-    pub fn module(&self, module: Module) -> Module {
+    /// Forward's module of these tiles.
+    pub fn forward_module(&self, module: Module) -> Module {
+        let module = self.module(module);
+        if self.tensor { module.define("FORWARD", self.forward.define()) } else { module }
+    }
+
+    /// Backward's: in two kernels, or `unordered` in one.
+    pub fn backward_module(&self, module: Module, unordered: bool) -> Module {
+        let module = self.module(module).define("PARTS", self.parts).define("UNORDERED", unordered as u8);
+        let dkdv = if unordered { &self.unordered } else { &self.dkdv };
+        if self.tensor { module.define("DQ", self.dq.define()).define("DKDV", dkdv.define()) } else { module }
+    }
+
+    fn module(&self, module: Module) -> Module {
         let module = module.define("KEY_COLUMNS", self.columns.0).define("VALUE_COLUMNS", self.columns.1);
-        let module = module.define("PARTS", self.parts).define("TENSOR_CORES", self.tensor as u8);
-        if !self.tensor {
-            return module;
-        }
-        let [forward, dq, dkdv] = [self.forward, self.dq, self.dkdv].map(|t| t.define());
-        module.define("FORWARD", forward).define("DQ", dq).define("DKDV", dkdv)
+        module.define("TENSOR_CORES", self.tensor as u8)
     }
 }

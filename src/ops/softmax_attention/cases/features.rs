@@ -29,6 +29,8 @@ enum Feature {
     /// Two query heads to a key/value head.
     Grouped,
     Splits,
+    /// Backward in one pass.
+    Unordered,
 }
 use Feature::*;
 
@@ -59,12 +61,19 @@ const COVERING: &[Row] = &[
     (&[Softcap, Alibi, Sequences, Mask, Bias, Weights], (39, 75), (33, 7)),
     (&[Causal, Softcap, Dropout, Sequences, Mask, Splits], (66, 130), (8, 8)),
     (&[Causal, Window, Softcap, Mask, Grouped], (129, 66), (16, 40)),
+    (
+        &[Causal, Window, Softcap, Alibi, Dropout, Sequences, Mask, Bias, Weights, Grouped, Splits, Unordered],
+        (67, 131),
+        (48, 33),
+    ),
+    (&[KeyLengths, Mask, Bias, Grouped, Unordered], (66, 71), (129, 80)),
+    (&[Causal, Window, Softcap, Dropout, KeyLengths, Unordered], (71, 70), (16, 72)),
 ];
 
 pub(super) fn cases() -> Vec<Case> {
     let (small, wide) = ((13, 17), (67, 131));
     let mut cases = Vec::new();
-    for alone in [Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Splits] {
+    for alone in [Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Splits, Unordered] {
         let batch = if alone == Sequences { 1 } else { 2 };
         // Few enough elements for finite differences, and enough for several tiles.
         cases.push(case(&[alone], sizes(batch, 2, small, (5, 3), [true, false, false])));
@@ -119,6 +128,7 @@ fn record(g: &mut CaseGraph, features: &[Feature], sizes: Sizes) -> Result<Vec<T
         dropout: has(Dropout).then_some(DropoutOp { p: 0.3, stream: 7 }),
         weights: has(Weights),
         splits: has(Splits).then_some(3),
+        unordered: has(Unordered),
         ..Default::default()
     };
     let full = [batch, heads, t];
@@ -181,8 +191,9 @@ fn shared_bias(g: &mut CaseGraph) -> Result<Vec<Tensor>> {
 mod tests {
     use super::*;
 
-    const ALL: [Feature; 12] =
-        [Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Splits];
+    const ALL: [Feature; 13] = [
+        Causal, Window, Softcap, Alibi, Dropout, KeyLengths, Sequences, Mask, Bias, Weights, Grouped, Splits, Unordered,
+    ];
 
     #[test]
     fn every_pair_of_features_is_covered() {
