@@ -11,6 +11,7 @@
 #define CELL 0
 #endif
 static constexpr int WARPS = 8, ROWS = 8, PARTS = 4, GATES = CELL == 0 ? 3 : 1, SAVED = 4;
+static_assert(WARPS == ROWS, "a warp reads a sequence's state");
 
 // Mirrors `Inputs` in src/ops/recurrent/gpu.rs. Pointers by direction; `initial` and `lengths` may be null.
 struct Inputs {
@@ -61,7 +62,7 @@ __device__ __forceinline__ T* of(T* const (&pointers)[2], int direction) {
 // Rows in shared memory are padded to whole turns of the four parts; those of the tile also so that the
 // sequences' rows lie in different banks.
 __device__ __forceinline__ int padded(int n) { return (n + 15) / 16 * 16; }
-__device__ __forceinline__ int pitch(int n) { return padded(n) / 16 % 2 ? padded(n) : padded(n) + 16; }
+__device__ __forceinline__ int pitch(int n) { return ((n + 15) / 16 | 1) * 16; }
 
 template <bool ON_CHIP>
 __device__ __forceinline__ float* shared_memory() {
@@ -104,12 +105,11 @@ __device__ __forceinline__ float cell(const float* a, const float* c, float h, r
 
 // Its derivative: from the gradient `d` of the new state those of the gates of x and of h; returns that of the state
 // before, as far as it does not go through W_hh.
-__device__ __forceinline__ float cell_backward(float d, const real* saved, int hidden, float before, float after, float* a,
-                                               float* c) {
+__device__ __forceinline__ float cell_backward(float d, const float* saved, float before, float after, float* a, float* c) {
 #if CELL == 0
-    float r = widen(saved[0]), z = widen(saved[hidden]), n = widen(saved[2ll * hidden]), s = widen(saved[3ll * hidden]);
+    float r = saved[0], z = saved[1], n = saved[2];
     float dn = d * (1.f - z) * (1.f - n * n);
-    a[0] = c[0] = dn * s * r * (1.f - r);
+    a[0] = c[0] = dn * saved[3] * r * (1.f - r);
     a[1] = c[1] = d * (before - n) * z * (1.f - z);
     a[2] = dn;
     c[2] = dn * r;
@@ -129,7 +129,7 @@ __device__ __forceinline__ void forward(const Inputs& in, real* out, real* last,
     const int H = in.hidden, width = padded(H), row_pitch = pitch(H);
     const Place at(in);
     real* weights = reinterpret_cast<real*>(tile + ROWS * row_pitch);
-    const real* from = of(in.weight, at.direction);
+    const real *from = of(in.weight, at.direction), *gates = of(in.gates, at.direction), *bias = of(in.bias, at.direction);
     if (ON_CHIP) {
         for (int i = threadIdx.x; i < GATES * in.units * width; i += WARPS * 32) {
             int k = i % width, unit = at.first_unit + i / width % in.units, gate = i / width / in.units;
@@ -153,16 +153,28 @@ __device__ __forceinline__ void forward(const Inputs& in, real* out, real* last,
         };
         if (s > first) await(arrived + at.team, (unsigned)(s - first) * at.slices);
         if (ON_CHIP) {
-            for (int i = threadIdx.x; i < ROWS * width; i += WARPS * 32) {
-                int row = i / width, k = i % width, b = at.b - at.row + row;
-                bool read = k < H && s < Place::length_of(in, b);
-                tile[row * row_pitch + k] = read ? state_before(b, k) : 0.f;
+            int b = at.b - at.row + at.warp;  // a warp reads a sequence
+            bool runs = s < Place::length_of(in, b);
+            for (int k = threadIdx.x % 32; k < width; k += 32) {
+                tile[at.warp * row_pitch + k] = runs && k < H ? state_before(b, k) : 0.f;
             }
             __syncthreads();
         }
         for (int u = at.warp; u < in.units && at.first_unit + u < H; u += WARPS) {
             int unit = at.first_unit + u;
-            float c[GATES] = {};
+            const bool own = !at.part && s < at.length;
+            const long long step = at.step(in, at.b, at.length, s);
+            // Read before the sums, which take as long as the memory.
+            float a[GATES] = {}, c[GATES] = {};
+            if (own) {
+#pragma unroll
+                for (int g = 0; g < GATES; ++g) {
+                    int j = g * H + unit;
+                    a[g] = widen(gates[step * GATES * H + j]);
+                    // The parts' sum begins with the bias.
+                    c[g] = bias ? widen(bias[j]) : 0.f;
+                }
+            }
             if (ON_CHIP) {
 #pragma unroll 2
                 for (int k = 4 * at.part; k < width; k += 4 * PARTS) {
@@ -179,15 +191,8 @@ __device__ __forceinline__ void forward(const Inputs& in, real* out, real* last,
             }
 #pragma unroll
             for (int g = 0; g < GATES; ++g) c[g] = sum_parts(c[g]);
-            if (at.part || s >= at.length) continue;
-            long long step = at.step(in, at.b, at.length, s), i = at.state(in, at.b) + unit;
-            const real *gates = of(in.gates, at.direction) + step * GATES * H, *bias = of(in.bias, at.direction);
-            float a[GATES];
-#pragma unroll
-            for (int g = 0; g < GATES; ++g) {
-                a[g] = widen(gates[g * H + unit]);
-                if (bias) c[g] += widen(bias[g * H + unit]);
-            }
+            if (!own) continue;
+            const long long i = at.state(in, at.b) + unit;
             real* kept = saved + (at.direction * (long long)in.batch * in.length + step) * SAVED * H + unit;
             float h = cell(a, c, ON_CHIP ? tile[at.row * row_pitch + unit] : state_before(at.b, unit), kept, H);
             after[i] = h;
@@ -232,16 +237,34 @@ __device__ __forceinline__ void backward(const Inputs& in, const Gradients& to, 
         bool running = s >= 0 && s < at.length, carries = turn > 0 && later < at.length;
         if (turn > first) await(arrived + at.team, (unsigned)(turn - first) * at.slices);
         if (ON_CHIP && turn > 0) {
-            for (int i = threadIdx.x; i < ROWS * width; i += WARPS * 32) {
-                int row = i / width, j = i % width, b = at.b - at.row + row, length = Place::length_of(in, b);
-                bool read = j < columns && later < length;
-                const float* products = to.products + (of_direction + at.step(in, b, length, later)) * columns;
-                tile[row * row_pitch + j] = read ? __ldcg(products + j) : 0.f;
+            int b = at.b - at.row + at.warp, length = Place::length_of(in, b);  // a warp reads a sequence
+            const float* products = to.products + (of_direction + at.step(in, b, length, later)) * columns;
+            for (int j = threadIdx.x % 32; j < width; j += 32) {
+                tile[at.warp * row_pitch + j] = later < length && j < columns ? __ldcg(products + j) : 0.f;
             }
             __syncthreads();
         }
         for (int u = at.warp; u < in.units && at.first_unit + u < H; u += WARPS) {
             int unit = at.first_unit + u;
+            const bool own = !at.part && at.b < in.batch;
+            const long long i = at.state(in, at.b) + unit, step = at.step(in, at.b, at.length, s);
+            // Read before the sum, which takes as long as the memory.
+            float d = 0.f, before = 0.f, after = 0.f, saved[SAVED] = {};
+            if (own && running) {
+                long long here = (step * in.directions + at.direction) * H + unit;
+                after = widen(to.out[here]);
+                d = to.d_out ? widen(to.d_out[here]) : 0.f;
+#pragma unroll
+                for (int k = 0; k < SAVED && CELL == 0; ++k) {
+                    saved[k] = widen(to.saved[((of_direction + step) * SAVED + k) * H + unit]);
+                }
+                if (s > 0) {
+                    long long earlier = at.step(in, at.b, at.length, s - 1);
+                    before = widen(to.out[(earlier * in.directions + at.direction) * H + unit]);
+                } else if (in.initial) {
+                    before = widen(in.initial[i]);
+                }
+            }
             float sum = 0.f;
             if (ON_CHIP && turn > 0) {
 #pragma unroll 4
@@ -253,28 +276,18 @@ __device__ __forceinline__ void backward(const Inputs& in, const Gradients& to, 
                 for (int j = at.part; j < columns; j += PARTS) sum += products[j] * widen(from[(long long)j * H + unit]);
             }
             sum = sum_parts(sum);
-            if (at.part || at.b >= in.batch) continue;
-            long long i = at.state(in, at.b) + unit;
+            if (!own) continue;
             float carried = carries ? to.carried[i] + sum : to.d_last ? widen(to.d_last[i]) : 0.f;
             if (running) {
-                long long step = at.step(in, at.b, at.length, s);
-                long long out_at = (step * in.directions + at.direction) * H + unit;
-                float d = carried + (to.d_out ? widen(to.d_out[out_at]) : 0.f);
-                float before = in.initial ? widen(in.initial[i]) : 0.f;
-                if (s > 0) {
-                    long long earlier = at.step(in, at.b, at.length, s - 1);
-                    before = widen(to.out[(earlier * in.directions + at.direction) * H + unit]);
-                }
                 float a[GATES], c[GATES];
-                const real* saved = to.saved + (of_direction + step) * SAVED * H + unit;
-                to.carried[i] = cell_backward(d, saved, H, before, widen(to.out[out_at]), a, c);
+                to.carried[i] = cell_backward(carried + d, saved, before, after, a, c);
                 to.before[(of_direction + step) * H + unit] = before;
 #pragma unroll
                 for (int g = 0; g < GATES; ++g) {
                     to.products[(of_direction + step) * columns + g * H + unit] = c[g];
                     if (!d_gates) continue;
-                    real* sum = d_gates + step * columns + g * H + unit;
-                    *sum = narrow<real>((adds ? widen(*sum) : 0.f) + a[g]);
+                    real* into = d_gates + step * columns + g * H + unit;
+                    *into = narrow<real>((adds ? widen(*into) : 0.f) + a[g]);
                 }
             } else if (s < 0 && to.d_initial) {
                 to.d_initial[i] = narrow<real>((to.accumulate_initial ? widen(to.d_initial[i]) : 0.f) + carried);

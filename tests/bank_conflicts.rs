@@ -120,7 +120,7 @@ fn copies_down_columns_have_none_and_along_rows_where_eight_lanes_stay_in_a_row(
 #[test]
 fn a_recurrence_reads_its_tile_without_any() {
     // As `pitch` of recurrent.cu: in floats, whole turns of 16 by an odd number.
-    let pitch = |n: u32| n.next_multiple_of(16) + if n.next_multiple_of(16) / 16 % 2 == 0 { 16 } else { 0 };
+    let pitch = |n: u32| 16 * (n.div_ceil(16) | 1);
     for hidden in 1..300u32 {
         for turn in 0..hidden.div_ceil(16) {
             // Lane (row, part) reads 16 bytes.

@@ -109,7 +109,7 @@ pub(super) fn gru() -> Vec<Case> {
         shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).stepwise().case().in_every_order(),
         // Three teams of each direction.
         shape(19, 3, 37).both_ways().ragged(&[3; 19]).case(),
-        shape(8, 37, 64).both_ways().with_a_state().without_bias().case(),
+        shape(8, 37, 64).both_ways().with_a_state().without_bias().case().large(),
         shape(3, 2, 256).both_ways().case().large(),
         shape(2, 0, 5).with_a_state().case(),
         shape(0, 3, 5).both_ways().case(),

@@ -11,6 +11,7 @@ use crate::op::*;
 use crate::ops::linear;
 use crate::precision::Precision;
 use bytemuck::{Pod, Zeroable};
+use std::sync::Once;
 
 // SAFETY: units, sequences and steps are compared with the sizes that the launch code takes from the places; the blocks of
 // a team all run at once, or a launch is one step.
@@ -26,6 +27,9 @@ const SOURCE: Source = unsafe {
 const ROWS: usize = 8;
 /// Hidden units of a block, at least: one for each warp. More where fewer blocks must do.
 const UNITS: usize = 8;
+
+/// That weights do not fit is said once.
+static SAID: Once = Once::new();
 
 fn teams(s: &Sizes) -> usize {
     s.directions * s.batch.div_ceil(ROWS)
@@ -83,7 +87,7 @@ fn padded(n: usize) -> usize {
     n.next_multiple_of(16)
 }
 fn pitch(n: usize) -> usize {
-    if padded(n) / 16 % 2 == 1 { padded(n) } else { padded(n) + 16 }
+    16 * (n.div_ceil(16) | 1)
 }
 
 /// How a pass is divided among blocks.
@@ -152,6 +156,10 @@ impl Recurrence {
                 break;
             }
         }
+        SAID.call_once(|| {
+            let (name, hidden, device) = (self.name(), s.hidden, &gpu.properties().name);
+            eprintln!("note: {name}: the recurrent weights of {hidden} units do not fit on chip of {device}: each step reads them anew");
+        });
         Ok(stepwise)
     }
 
@@ -301,5 +309,42 @@ impl GpuOp for Recurrence {
 
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
         self.launch_backward(gpu, io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::cuda::Arch;
+    use crate::gpu::recorder::Recorder;
+    use std::sync::Arc;
+
+    /// How both passes of a GRU are divided on an architecture, both directions of 8 sequences.
+    fn divisions(arch: Arch, precision: Precision, hidden: usize) -> [Division; 2] {
+        let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
+        let gpu = Gpu::storing(precision, "recorder", recorder);
+        let op =
+            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, stepwise: false };
+        let s = Sizes { batch: 8, length: 5, hidden, columns: 3 * hidden, directions: 2 };
+        [("recurrent_forward", (3, hidden)), ("recurrent_backward", (1, 3 * hidden))]
+            .map(|(entry, rows)| op.division(&gpu, &s, entry, rows).unwrap())
+    }
+
+    #[test]
+    fn a_hidden_width_of_256_stays_on_chip_everywhere() {
+        for (arch, precision) in Arch::ALL.into_iter().flat_map(|a| Precision::STORED.iter().map(move |&p| (a, p))) {
+            for division in divisions(arch, precision, 256) {
+                // One direction of it at least: a T4 has 40 multiprocessors.
+                assert!(division.at_once.is_some() && division.slices <= 40, "{arch} {precision}: {division:?}");
+            }
+            assert_eq!(divisions(arch, precision, 8192).map(|d| d.at_once), [None; 2], "{arch} {precision}");
+        }
+    }
+
+    #[test]
+    fn fewer_blocks_take_more_units() {
+        // 132 multiprocessors cannot hold 2048 / 8 blocks; with 16 units a block they hold one team.
+        let forward = divisions(Arch::from_capability(9, 0), Precision::Bf16, 1100)[0];
+        assert_eq!((forward.units, forward.slices, forward.at_once), (16, 69, Some(1)));
     }
 }
