@@ -8,6 +8,7 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod kernels;
+pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;
