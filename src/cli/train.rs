@@ -84,7 +84,6 @@ fn lm(args: LmArgs) -> Result<Status> {
         None => (State::default(), args.settings.start()?),
     };
     let State { step: done, mut watch } = state;
-    check_unfinished(state, &settings.training)?;
     let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
@@ -101,6 +100,10 @@ fn lm(args: LmArgs) -> Result<Status> {
     let dropout = settings.model.dropout_rates();
     validation.check_length(&names[1], block_size)?;
     let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
+    if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
+        settings.training.steps = steps;
+    }
+    check_unfinished(state, &settings.training)?;
 
     let gpt = Gpt::new(settings.model.config(block_size, tokenizer.len())?)?;
     let precision = settings.training.dtype.precision();
