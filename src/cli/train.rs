@@ -126,7 +126,6 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         }
     };
     let State { step: done, mut watch } = state;
-    check_unfinished(state, &settings.training)?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
         // A tokenizer that is asked for is made, and must fit the weights.
@@ -142,6 +141,10 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let dropout = settings.model.dropout_rates();
     validation.check_length(&names[1], block_size)?;
     let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
+    if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
+        settings.training.steps = steps;
+    }
+    check_unfinished(state, &settings.training)?;
 
     let gpt = Gpt::new(settings.model.config(block_size, tokenizer.len())?)?;
     let precision = settings.training.dtype.precision();

@@ -41,7 +41,7 @@ pub struct Settings {
 }
 
 /// What a resumed run may have otherwise than before: its numbers up to here stay what they were.
-const MAY_CHANGE: [&str; 3] = ["steps", "early_stop", "save_every"];
+const MAY_CHANGE: [&str; 4] = ["steps", "epochs", "early_stop", "save_every"];
 /// The same, unless evaluations decide on the learning rate.
 const MAY_CHANGE_WITHOUT_PLATEAU: &str = "eval_every";
 
@@ -121,8 +121,10 @@ impl SettingsArgs {
 
     /// What the flags say, and where they say nothing, `base`.
     fn over(&self, base: Settings) -> Settings {
+        // A number of steps takes the place of a number of epochs.
+        let epochs = base.data.epochs.filter(|_| self.training.steps.is_none());
         Settings {
-            data: self.data.over(base.data),
+            data: self.data.over(DataSettings { epochs, ..base.data }),
             model: self.model.over(base.model),
             training: self.training.over(base.training),
         }
