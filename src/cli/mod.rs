@@ -7,6 +7,7 @@ pub mod devices;
 pub mod eval;
 pub mod generate;
 pub mod kernels;
+pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;

@@ -199,7 +199,8 @@ impl Gpt {
     /// # Errors
     /// Naming the option.
     pub fn steps_by_token(&self) -> std::result::Result<(), String> {
-        let known = [softmax_attention::ENTRY, linear_attention::ENTRY, mean_similarity_attention::ENTRY].map(|e| e.name);
+        let known =
+            [softmax_attention::ENTRY, linear_attention::ENTRY, mean_similarity_attention::ENTRY].map(|e| e.name);
         if let Some(other) = self.config.attention.iter().find(|name| !known.contains(&name.as_str())) {
             return Err(format!("--attention {other} has no cache"));
         }
@@ -373,7 +374,8 @@ impl Gpt {
         if name != softmax_attention::ENTRY.name {
             return g.one(MeanSimilarityAttention::default(), &[q, k, v, place.length]);
         }
-        let (mut op, mut inputs) = (SoftmaxAttention::causal(false).with(Extra::KeyLengths), vec![q, k, v, place.length]);
+        let (mut op, mut inputs) =
+            (SoftmaxAttention::causal(false).with(Extra::KeyLengths), vec![q, k, v, place.length]);
         if let Some(slopes) = shared.slopes {
             // Counted from the cache's end rather than the token: all scores fall by the same more, which softmax ignores.
             op = op.with(Extra::AlibiSlopes);
@@ -433,9 +435,17 @@ impl Gpt {
     /// # Errors
     /// If a probability is not in [0, 1).
     pub fn loss(&self, rows: usize, dropout: impl Into<DropoutRates>) -> Result<LossGraph> {
+        self.loss_of_length(rows, self.config.block, dropout)
+    }
+
+    /// The same for rows of `length` tokens, up to the block size.
+    ///
+    /// # Errors
+    /// As [`Gpt::loss`], and if rows are longer than a block.
+    pub fn loss_of_length(&self, rows: usize, length: usize, dropout: impl Into<DropoutRates>) -> Result<LossGraph> {
         let dropout = dropout.into();
         dropout.check()?;
-        let (mut graph, shape) = (Graph::new(), [rows, self.config.block]);
+        let (mut graph, shape) = (Graph::new(), [rows, length]);
         let vocabulary = self.config.vocabulary as i64;
         let tokens = graph.indices("tokens", &shape, 0..vocabulary);
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);

@@ -109,7 +109,8 @@ impl<R: Real> CpuOp<R> for LinearAttentionStep {
                 state.fill(R::ZERO);
             }
             let (s, z) = state.split_at_mut(key_dim * value_dim);
-            let (fq, fk, v) = (features(self.feature_map, q, b, h), features(self.feature_map, k, b, h), v.row(&[b, h, 0]));
+            let (fq, fk, v) =
+                (features(self.feature_map, q, b, h), features(self.feature_map, k, b, h), v.row(&[b, h, 0]));
             add_to(z, &fk, true);
             // SAFETY: one row at a time, on this thread alone.
             let out = unsafe { io.outputs[0].row(&[b, h, 0]) };
