@@ -6,6 +6,7 @@ pub mod device;
 pub mod devices;
 pub mod eval;
 pub mod generate;
+pub mod heatmap;
 pub mod kernels;
 pub mod probe;
 pub mod run;
@@ -53,6 +54,7 @@ enum Command {
     Train(train::Args),
     Eval(eval::Args),
     Generate(generate::Args),
+    Heatmap(heatmap::Args),
     Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
@@ -73,6 +75,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
         Command::Generate(args) => generate::main(args),
+        Command::Heatmap(args) => heatmap::main(args),
         Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;

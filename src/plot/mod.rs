@@ -2,13 +2,15 @@
 //!
 //! plotters, which draws `attn bench`'s lines, turns no text but by right angles, and words under a heatmap want 45°. So
 //! a [`Drawing`] holds rectangles, lines and text, [`svg`] writes them down, and [`png`] paints them with the bundled
-//! font; what stands where is decided once. [`heat`] draws heatmaps, [`lines`] lines over an axis of sizes.
+//! font; what stands where is decided once. [`heat`] draws heatmaps (which [`terminal`] shows without a file), [`lines`] lines
+//! over an axis of sizes.
 
 pub mod color;
 pub mod heat;
 pub mod lines;
 pub mod png;
 pub mod svg;
+pub mod terminal;
 
 use ab_glyph::{Font, FontRef};
 use std::sync::LazyLock;
@@ -160,6 +162,13 @@ mod tests {
         // Turned text leaves ink above its point, to the right.
         let dark = |x0: usize, y0: usize| (y0..y0 + 20).any(|y| (x0..x0 + 20).any(|x| at(x, y)[0] < 100));
         assert!(dark(15, 40) && !dark(60, 60));
+    }
+
+    #[test]
+    fn the_font_has_the_signs_for_what_cannot_be_seen() {
+        for c in "·↵→…αж".chars() {
+            assert!([false, true].iter().all(|&bold| font(bold).glyph_id(c).0 != 0), "{c}");
+        }
     }
 
     #[test]
