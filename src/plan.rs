@@ -372,7 +372,7 @@ impl Plan {
     /// # Errors
     /// If the number of values is not the tensor's.
     pub fn write(&self, t: Tensor, data: &[f64]) -> Result<()> {
-        self.check(t, Kind::Real, data.len())?;
+        self.check_floating(t, data.len())?;
         self.put(self.stored(t), data)
     }
 
@@ -399,8 +399,7 @@ impl Plan {
     /// # Errors
     /// If `t` is no root, or the number of values is not its own.
     pub fn seed(&self, t: Tensor, data: &[f64]) -> Result<()> {
-        let kind = self.graph.spec(t).kind;
-        self.check(t, if kind == Kind::Int { Kind::Real } else { kind }, data.len())?;
+        self.check_floating(t, data.len())?;
         let Some(place) = self.gradients.get(&t) else {
             return Err(Error::argument(self.graph.name(t), "has no gradient", "name it among the plan's roots"));
         };
@@ -546,6 +545,11 @@ impl Plan {
             return Err(Error::shape("plan", self.graph.name(t), spec.to_string(), format!("{len} {kind:?} values")));
         }
         Ok(())
+    }
+
+    fn check_floating(&self, t: Tensor, len: usize) -> Result<()> {
+        let kind = self.graph.spec(t).kind;
+        self.check(t, if kind == Kind::Int { Kind::Real } else { kind }, len)
     }
 
     /// In what the elements of a floating-point place are stored.

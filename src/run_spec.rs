@@ -85,13 +85,13 @@ impl RunGraph {
         Ok(t)
     }
 
-    /// The same without a gradient.
+    /// The same without a gradient, stored in the precision of the computation.
     ///
     /// # Errors
     /// As [`RunGraph::real`].
     pub fn constant(&mut self, name: &str, letters: &str) -> Result<Tensor> {
         let shape = self.real_shape(name, letters)?;
-        let t = self.graph.input(name, &shape);
+        let t = self.graph.full_input(name, &shape);
         self.bound.push((name.into(), t));
         Ok(t)
     }

@@ -131,3 +131,17 @@ fn rows_of_a_power_of_two_have_conflicts() {
     // The worst: every row of a matrix in the same four banks.
     assert_eq!(conflicts(&ldmatrix(128, 0, false), 16), 4 * 7);
 }
+
+#[test]
+fn handing_weights_over_has_none_in_16_bits() {
+    // Lane (g, t) writes columns 2t and 2t + 1 of row g, 4 bytes; tiles have 16, 32 or 64 columns.
+    for columns in [16, 32, 64] {
+        for first in (0..columns).step_by(8) {
+            let at = std::array::from_fn(|lane| {
+                let (g, t) = (lane as u32 / 4, lane as u32 % 4);
+                g * padded(2 * columns) + 2 * (first + 2 * t)
+            });
+            assert_eq!(conflicts(&at, 4), 0, "{columns} columns, from {first}");
+        }
+    }
+}

@@ -17,22 +17,22 @@ pub struct Args {
     /// Checkpoint that `attn train lm` wrote
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
-    /// How the text begins; in the model's characters, at least one
+    /// How the text begins; in the model's tokens, at least one
     #[arg(long, value_name = "TEXT")]
     prompt: String,
-    /// Characters to add
+    /// Tokens to add
     #[arg(long, value_name = "N", default_value_t = 100)]
     tokens: u32,
     /// Divides the logits: below 1 bolder, above 1 more even
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     temperature: f64,
-    /// Draw among the N likeliest characters only [default: all]
+    /// Draw among the N likeliest tokens only [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     top_k: Option<u32>,
     /// Seed of what is drawn
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Always take the likeliest character
+    /// Always take the likeliest token
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "seed"])]
     greedy: bool,
     #[command(flatten)]
@@ -49,21 +49,22 @@ pub fn main(args: Args) -> Result<Status> {
         return Err(Error::argument(what, "is not above 0", "give a number above 0, or --greedy"));
     }
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
-    let vocabulary = checkpoint.vocabulary();
-    let mut tokens = vocabulary.encode(&args.prompt, "--prompt")?;
+    let tokenizer = checkpoint.tokenizer();
+    let mut tokens = tokenizer.encode(&args.prompt, "--prompt")?;
     if tokens.is_empty() {
-        return Err(Error::argument("--prompt", "is empty", "give at least one character"));
+        return Err(Error::argument("--prompt", "is empty", "give at least one token"));
     }
     let gpt = Gpt::new(checkpoint.config().clone())?;
     let sampler = Sampler::new(&gpt, args.device.open(Precision::F32)?)?;
     checkpoint.load_parameters(sampler.plan())?;
-    let top_k = if args.greedy { 1 } else { args.top_k.map_or(vocabulary.len(), |k| k as usize) };
+    let top_k = if args.greedy { 1 } else { args.top_k.map_or(gpt.config().vocabulary, |k| k as usize) };
     print(&args.prompt)?;
+    let mut decoder = tokenizer.decoder(&tokens);
     for _ in 0..args.tokens {
         let next = sampler.next(&tokens, args.temperature, top_k, args.seed)?;
         tokens.push(next);
-        print(vocabulary.decode(&[next]))?;
+        print(decoder.push(next))?;
     }
-    print("\n")?;
+    print(decoder.finish() + "\n")?;
     Ok(Status::Done)
 }

@@ -8,6 +8,7 @@ pub mod eval;
 pub mod generate;
 pub mod heatmap;
 pub mod kernels;
+pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;

@@ -1,9 +1,10 @@
 //! `attn train`: models from text, on any device.
 
 use super::device::DeviceArgs;
+use super::prepare::{Prepared, prepare};
 use super::settings::{DataSettings, Settings, SettingsArgs, TrainingSettings};
 use super::{Status, print_line};
-use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
+use crate::data::{Batches, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Gpt, GptConfig};
 use crate::train::checkpoint::{self, BEST, Checkpoint, Initial, State};
@@ -11,7 +12,6 @@ use crate::train::{
     Ended, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
     interrupted_by_ctrl_c, run,
 };
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -27,7 +27,7 @@ enum Model {
     Lm(Box<LmArgs>),
 }
 
-/// Train a language model on the characters of a text
+/// Train a language model on a text
 ///
 /// The model is minGPT's. The last 10 % of the text is for validation. The directory given by --out receives log.jsonl
 /// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C; with
@@ -48,8 +48,8 @@ struct LmArgs {
     /// Write over what --out holds
     #[arg(long)]
     overwrite: bool,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and in the
-    /// characters of its tokenizer.json, where there is one
+    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and with its
+    /// tokenizer, where there is one and --tokenizer names no other
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
@@ -76,7 +76,7 @@ pub fn main(args: Args) -> Result<Status> {
 fn lm(args: LmArgs) -> Result<Status> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
-    let (state, settings) = match &resumed {
+    let (state, mut settings) = match &resumed {
         Some(checkpoint) => {
             let (state, stored): (State, Settings) = checkpoint.training()?;
             (state, args.settings.resume(stored)?)
@@ -87,21 +87,22 @@ fn lm(args: LmArgs) -> Result<Status> {
     check_unfinished(state, &settings.training)?;
     let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
-        (Some(checkpoint), _) => Some(checkpoint.vocabulary()),
-        (None, Some(initial)) => initial.vocabulary.as_ref(),
+        (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
+        // A tokenizer that is asked for is made, and must fit the weights.
+        (None, Some(initial)) if settings.data.tokenizer.is_none() => initial.tokenizer.as_ref(),
         _ => None,
     };
-    let (corpus, vocabulary, settings) = data(settings, given)?;
-    let name = settings.data.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
-    let (train, validation) = corpus.split();
+    let directories: Vec<&Path> = [Some(&out), from.as_ref()].into_iter().flatten().map(|d| d.as_path()).collect();
+    let Prepared { tokenizer, train, validation, names, name, caches } =
+        prepare(&mut settings.data, settings.training.seed, given, &directories)?;
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
+    let length = settings.data.row_length();
     let TrainingSettings { seed, optimizer, accumulate, .. } = settings.training;
     let dropout = settings.model.dropout_rates();
-    validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
-    let training_split = format!("the training split (first 90 %) of {name}");
-    let batches = Batches::new(train, &training_split, data_order, batch_size, block_size, seed)?;
+    validation.check_length(&names[1], block_size)?;
+    let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
 
-    let gpt = Gpt::new(settings.model.config(block_size, vocabulary.len())?)?;
+    let gpt = Gpt::new(settings.model.config(block_size, tokenizer.len())?)?;
     let precision = settings.training.dtype.precision();
     let device = args.device.open(precision)?;
     if device.precision() != precision {
@@ -109,11 +110,11 @@ fn lm(args: LmArgs) -> Result<Status> {
         return Err(Error::argument(format!("--dtype {precision}"), "needs a GPU or the emulator", remedy));
     }
     let mut training = TrainingStep::new(
-        gpt.loss(batch_size, dropout)?,
+        gpt.loss_of_length(batch_size, length, dropout)?,
         device.clone(),
         StepOptions { optimizer, accumulate, seed, eager: args.eager },
     )?;
-    let evaluator = Evaluator::new(gpt.loss(batch_size, 0.0)?, device.clone())?;
+    let evaluator = Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?;
     let plan = training.plan();
     match (&resumed, &initial) {
         (Some(checkpoint), _) => {
@@ -130,13 +131,14 @@ fn lm(args: LmArgs) -> Result<Status> {
         checkpoint::remove(&out)?;
         from.as_deref().map_or(Ok(()), |from| checkpoint::copy_best(from, &out))?;
     }
+    caches.into_iter().try_for_each(|cache| cache.keep(&out))?;
     let mut log = Log::open(&out, from.as_deref(), done)?;
-    announce(&gpt, &training, &vocabulary, &name, &device.name());
-    let blocks = validation.whole_blocks(block_size);
+    announce(&gpt, &training, &tokenizer, &name, &device.name());
+    let rows = validation.validation(length).count();
     let mut evaluate = |training: &TrainingStep, _: u64| {
         evaluator.plan().copy_parameters(training.plan())?;
-        let mut progress = Progress::new("validation", 0, blocks as u64);
-        let found = evaluator.run(&validation, blocks, |done| progress.reached(done as u64))?;
+        let mut progress = Progress::new("validation", 0, rows as u64);
+        let found = evaluator.run(&validation, validation.validation(length), |done| progress.reached(done as u64))?;
         progress.finish();
         Ok(found)
     };
@@ -145,7 +147,7 @@ fn lm(args: LmArgs) -> Result<Status> {
         let best = out.join(BEST);
         let directory = if kept == Kept::Best { &best } else { &out };
         directory::create(directory)?;
-        checkpoint::write(directory, training, gpt.config(), &vocabulary, dropout, state, &settings)
+        checkpoint::write(directory, training, gpt.config(), &tokenizer, dropout, state, &settings)
     };
     let interrupted = interrupted_by_ctrl_c();
     let stop = || interrupted.load(Ordering::SeqCst);
@@ -216,29 +218,7 @@ fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The corpus that the settings name, in the given vocabulary or its own; and the settings, which now know the text.
-fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, Vocabulary, Settings)> {
-    let Some(path) = &settings.data.text else {
-        let (corpus, vocabulary) = addition::corpus(settings.training.seed);
-        if let Some(given) = given.filter(|v| **v != vocabulary) {
-            let problem = format!("the weights know {} characters, not addition's", given.len());
-            return Err(Error::argument("--init", problem, "give a --text in those characters"));
-        }
-        return Ok((corpus, vocabulary, settings));
-    };
-    let text = read_text(path)?;
-    let digest: String = Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect();
-    if settings.data.text_sha256.as_ref().is_some_and(|stored| *stored != digest) {
-        let remedy = "restore it, or start a new run from the weights with --init";
-        return Err(Error::file(path, "has changed since the run began", remedy));
-    }
-    let vocabulary = given.cloned().unwrap_or_else(|| Vocabulary::of(&text));
-    let corpus = Corpus::text(vocabulary.encode(&text, &path.display().to_string())?);
-    settings.data.text_sha256 = Some(digest);
-    Ok((corpus, vocabulary, settings))
-}
-
-fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &str, device: &str) {
+fn announce(gpt: &Gpt, training: &TrainingStep, tokenizer: &Tokenizer, data: &str, device: &str) {
     let GptConfig { layers, heads, width, block, .. } = gpt.config();
     let attention = gpt.config().attention.join(",");
     let graph = training.plan().graph();
@@ -246,8 +226,9 @@ fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &
     let megabytes = training.plan().peak_bytes() as f64 / 1e6;
     eprintln!(
         "{layers} layers, {heads} heads, width {width}, block {block}, {attention}: {parameters} parameters; \
-         {} characters of {data}; {megabytes:.1} MB on {device} in {}",
-        vocabulary.len(),
+         {} {} of {data}; {megabytes:.1} MB on {device} in {}",
+        tokenizer.len(),
+        tokenizer.unit(),
         training.plan().device().precision()
     );
 }

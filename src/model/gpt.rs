@@ -347,9 +347,17 @@ impl Gpt {
     /// # Errors
     /// If a probability is not in [0, 1).
     pub fn loss(&self, rows: usize, dropout: impl Into<DropoutRates>) -> Result<LossGraph> {
+        self.loss_of_length(rows, self.config.block, dropout)
+    }
+
+    /// The same for rows of `length` tokens, up to the block size.
+    ///
+    /// # Errors
+    /// As [`Gpt::loss`], and if rows are longer than a block.
+    pub fn loss_of_length(&self, rows: usize, length: usize, dropout: impl Into<DropoutRates>) -> Result<LossGraph> {
         let dropout = dropout.into();
         dropout.check()?;
-        let (mut graph, shape) = (Graph::new(), [rows, self.config.block]);
+        let (mut graph, shape) = (Graph::new(), [rows, length]);
         let vocabulary = self.config.vocabulary as i64;
         let tokens = graph.indices("tokens", &shape, 0..vocabulary);
         let targets = graph.indices("targets", &shape, IGNORE as i64..vocabulary);

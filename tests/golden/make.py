@@ -205,4 +205,19 @@ for name, attn_mask in [("booleans", later), ("floats", torch.randn(4, 5, 6))]:
         "in_proj_weight": torch.randn(12, 4), "out_proj.weight": torch.randn(4, 4), "attn_mask": attn_mask,
         "key_padding_mask": gaps,
     }, multi_head(2))
+
+
+def head(ignore):
+    def losses(logits, targets):
+        each = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore, reduction="none")
+        return {"out": each.sum()[None] / (targets != ignore).sum(), "token_losses": each.view(targets.shape)}
+    return losses
+
+
+# 300 classes: several tiles of them. One target in five does not count.
+targets = torch.randint(0, 300, (3, 7)).where(torch.arange(21).view(3, 7) % 5 != 2, -1)
+save("cross-entropy", "cross-entropy", "--ignore-index -1", {"logits": torch.randn(3, 7, 300), "targets": targets}, head(-1))
+save("linear-cross-entropy", "linear-cross-entropy", "--ignore-index -1", {
+    "hidden": torch.randn(3, 7, 5), "weight": torch.randn(300, 5), "targets": targets,
+}, lambda hidden, weight, targets: head(-1)(hidden @ weight.T, targets))
 print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")

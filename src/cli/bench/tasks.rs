@@ -201,7 +201,7 @@ impl Bench<'_> {
         let Bench { args, task, sizes, device } = self;
         let (rows, block) = (args.batch_size as usize, task.block());
         let [layers, heads, width] = [args.layers, args.heads, args.width].map(usize::from);
-        let (vocabulary, positions) = (task.vocabulary().len(), args.positions);
+        let (vocabulary, positions) = (task.tokenizer().len(), args.positions);
         let attention = vec![variant.to_string()];
         let shape = GptConfig { layers, heads, width, block, vocabulary, ..Default::default() };
         let gpt = Gpt::new(GptConfig { attention, positions, ..shape })?;

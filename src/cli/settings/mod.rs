@@ -77,6 +77,7 @@ impl SettingsArgs {
     pub fn start(&self) -> Result<Settings> {
         let (data, training) = (self.data.defaults(), self.training.defaults());
         let settings = self.over(Settings { data, model: Default::default(), training });
+        self.data.check(&settings.data)?;
         settings.check()?;
         self.training.check_together(&settings.training)?;
         Ok(settings)
@@ -90,6 +91,7 @@ impl SettingsArgs {
         let mut settings = self.over(stored.clone());
         // A text that moved is the same text if its digest is.
         let text = std::mem::replace(&mut settings.data.text, stored.data.text.clone());
+        let held_out = std::mem::replace(&mut settings.data.validation_text, stored.data.validation_text.clone());
         let plateau = stored.training.schedule.name == ScheduleName::Plateau;
         for ((name, old), (_, new)) in leaves(&stored).into_iter().zip(leaves(&settings)) {
             let may_change = MAY_CHANGE.contains(&name.as_str()) || (name == MAY_CHANGE_WITHOUT_PLATEAU && !plateau);
@@ -108,6 +110,7 @@ impl SettingsArgs {
             }
             (_, text) => {
                 settings.data.text = text;
+                settings.data.validation_text = held_out;
                 Ok(settings)
             }
         }
