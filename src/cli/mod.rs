@@ -8,6 +8,7 @@ pub mod devices;
 pub mod eval;
 pub mod export;
 pub mod generate;
+pub mod heatmap;
 pub mod kernels;
 pub mod prepare;
 pub mod probe;
@@ -58,6 +59,7 @@ enum Command {
     Eval(eval::Args),
     Export(export::Args),
     Generate(generate::Args),
+    Heatmap(heatmap::Args),
     Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
@@ -79,6 +81,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Eval(args) => eval::main(args),
         Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
+        Command::Heatmap(args) => heatmap::main(args),
         Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;
