@@ -22,7 +22,7 @@ KERNEL(softmax_attention_forward, Forward::THREADS)
     int h = w.h, kv = h / (s.heads / s.kv_heads), last_row = min(w.first + T::M, w.queries) - 1;
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
     Rows<VALUE_COLUMNS> values(memory, T::N);
-    Matrix all_keys = matrix(k, w, kv, w.k0, w.keys, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.keys, s.value_dim);
+    Matrix all_keys = matrix(k, w, kv, w.k0, w.there, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.there, s.value_dim);
     const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
 
     float sum[T::ROWS][T::width(VALUE_COLUMNS)] = {}, top[T::ROWS], total[T::ROWS] = {};
@@ -131,10 +131,10 @@ KERNEL(softmax_attention_weights, Forward::THREADS)
     if (!find<T::M>(w, s, o, s.heads, false)) return;
     int h = w.h, last = end_key(w, s, o, min(w.first + T::M, w.queries) - 1);
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
-    const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
+    const float factor = IN_UNITS_OF(o.scale) * LOG2_E;
     for (int s0 = first_key(w, o, w.first); s0 < last; s0 += T::N) {
         T::load<T::M>(queries, matrix(q, w, h, w.q0, w.queries, s.key_dim), w.first);
-        T::load<T::N>(keys, matrix(k, w, h / (s.heads / s.kv_heads), w.k0, w.keys, s.key_dim), s0);
+        T::load<T::N>(keys, matrix(k, w, h / (s.heads / s.kv_heads), w.k0, w.there, s.key_dim), s0);
         T::arrived<0>();
         float p[T::ROWS][T::COLUMNS];
         T::scores(p, queries, keys);
@@ -142,13 +142,13 @@ KERNEL(softmax_attention_weights, Forward::THREADS)
         for (int i = 0; i < T::ROWS; ++i) {
             int t = w.first + T::row(i);
             if (t >= w.queries) continue;
-            float base = base_of(lse[row_of(s, w, h, t)], unit);
+            float base = base_of(lse[row_of(s, w, h, t)]);
             int from = first_key(w, o, t), to = end_key(w, s, o, t);
             real* row = weights.at(w.b, h, w.q0 + t) + w.k0;
 #pragma unroll
             for (int j = 0; j < T::COLUMNS; ++j) {
                 int key = s0 + T::column(j);
-                if (from <= key && key < to) row[key] = narrow<real>(exponential(score(o, w, h, p[i][j], t, key), base, factor));
+                if (from <= key && key < to) row[key] = narrow<real>(weight(score(o, w, h, p[i][j], t, key), base, factor));
             }
         }
         T::finished();

@@ -32,7 +32,8 @@ struct Sizes {
 // Mirrors `Options` in src/ops/softmax_attention/gpu.rs. Strides are 0 along axes that are broadcast.
 struct Options {
     const int *lengths, *starts_q, *starts_k, *rng, *mask;
-    const real *bias, *slopes;
+    const real* bias;
+    const float* slopes;
     long long mask_batch, mask_head, mask_query, bias_batch, bias_head, bias_query;
     float scale, softcap, drop, keep;  // drop: the probability; keep: what the others are multiplied with
     int left, right, sequences, stream;
@@ -111,7 +112,8 @@ __device__ __forceinline__ int end_key(const Work& w, const Sizes& s, const Opti
     return max(end, 0);
 }
 
-// A head's rows of the block's sequence.
+// A head's rows of the block's sequence. Of keys and values, those that lengths leave: what stands behind them may be NaN,
+// and a weight of 0 would not hide that.
 __device__ __forceinline__ Matrix matrix(const RealView& x, const Work& w, int h, int row0, int rows, int columns) {
     return {x.at(w.b, h, row0), x.row, rows, columns};
 }
@@ -139,7 +141,7 @@ __device__ __forceinline__ float score(const Options& o, const Work& w, int h, f
     x = o.softcap * tanhf(x / o.softcap);
 #endif
 #if ALIBI
-    x -= widen(o.slopes[h]) * fabsf((float)(t + w.keys - w.queries - s));
+    x -= o.slopes[h] * fabsf((float)(t + w.keys - w.queries - s));
 #endif
 #if BIAS
     x += widen(o.bias[w.b * o.bias_batch + h * o.bias_head + (w.q0 + t) * o.bias_query + w.k0 + s]);
@@ -183,5 +185,20 @@ __device__ __forceinline__ float kept(const Sizes& s, const Options& o, const Wo
 #endif
 }
 
-// A query's lse as what its exponentials subtract. Where nothing was seen, +inf: they are 0.
-__device__ __forceinline__ float base_of(float lse, float unit) { return lse == -INFINITY ? INFINITY : lse / unit; }
+// A query's lse as `weight` subtracts it. Where nothing was seen, +inf: weights are 0.
+__device__ __forceinline__ float base_of(float lse) {
+#if TENSOR_CORES
+    return lse == -INFINITY ? INFINITY : lse * LOG2_E;
+#else
+    return lse == -INFINITY ? INFINITY : lse;
+#endif
+}
+
+// exp(y − lse), y in units of a score's `unit`; factor = unit·log2 e.
+__device__ __forceinline__ float weight(float y, float base, float factor) {
+#if TENSOR_CORES
+    return exp2_approx(fmaf(y, factor, -base));
+#else
+    return exponential(y, base, factor);
+#endif
+}

@@ -58,8 +58,8 @@ KERNEL(softmax_attention_dq, Dq::THREADS)
     int h = w.h, kv = h / (s.heads / s.kv_heads), last_row = min(w.first + T::M, w.queries) - 1;
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
     Rows<VALUE_COLUMNS> d_outs(memory, T::M), values(memory, T::N);
-    Matrix all_keys = matrix(k, w, kv, w.k0, w.keys, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.keys, s.value_dim);
-    const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
+    Matrix all_keys = matrix(k, w, kv, w.k0, w.there, s.key_dim), all_values = matrix(v, w, kv, w.k0, w.there, s.value_dim);
+    const float factor = IN_UNITS_OF(o.scale) * LOG2_E;
 
     float sum[T::ROWS][T::width(KEY_COLUMNS)] = {}, base[T::ROWS], row_delta[T::ROWS];
     int begin[T::ROWS], end[T::ROWS];
@@ -68,7 +68,7 @@ KERNEL(softmax_attention_dq, Dq::THREADS)
         int t = min(w.first + T::row(i), w.queries - 1);
         begin[i] = first_key(w, o, t);
         end[i] = end_key(w, s, o, t);
-        base[i] = base_of(lse[row_of(s, w, h, t)], unit);
+        base[i] = base_of(lse[row_of(s, w, h, t)]);
         row_delta[i] = delta[row_of(s, w, h, t)];
     }
     int s0 = first_key(w, o, w.first), last = end_key(w, s, o, last_row);
@@ -89,7 +89,7 @@ KERNEL(softmax_attention_dq, Dq::THREADS)
             for (int j = 0; j < T::COLUMNS; ++j) {
                 int t = w.first + T::row(i), key = s0 + T::column(j);
                 bool seen = begin[i] <= key && key < end[i] && t < w.queries;
-                float p = seen ? exponential(score(o, w, h, x[i][j], t, key), base[i], factor) : 0.f;
+                float p = seen ? weight(score(o, w, h, x[i][j], t, key), base[i], factor) : 0.f;
                 if (DROPOUT) dx[i][j] *= kept(s, o, w, h, t, key);
                 dx[i][j] = seen ? p * (dx[i][j] - row_delta[i]) * slope(o, x[i][j]) : 0.f;
             }
@@ -121,7 +121,7 @@ __device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options
     Rows<KEY_COLUMNS> keys(memory, T::M), queries(memory, T::N);
     Rows<VALUE_COLUMNS> values(memory, T::M), d_outs(memory, T::N);
     Rows<T::N> stage(memory, UNORDERED ? T::M : 0);
-    const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
+    const float factor = IN_UNITS_OF(o.scale) * LOG2_E;
 
     // The queries that see any of these keys, s0 … s1 − 1: t + keys − queries reaches the first one, and is not beyond
     // the window of the last.
@@ -133,8 +133,8 @@ __device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options
 #endif
     float sum_k[T::ROWS][T::width(KEY_COLUMNS)] = {}, sum_v[T::ROWS][T::width(VALUE_COLUMNS)] = {};
     if (begin < end) {
-        T::load<T::M>(keys, matrix(k, w, w.h, w.k0, w.keys, s.key_dim), s0);
-        if (WITH_DK && d_out.data) T::load<T::M>(values, matrix(v, w, w.h, w.k0, w.keys, s.value_dim), s0);
+        T::load<T::M>(keys, matrix(k, w, w.h, w.k0, w.there, s.key_dim), s0);
+        if (WITH_DK && d_out.data) T::load<T::M>(values, matrix(v, w, w.h, w.k0, w.there, s.value_dim), s0);
     }
     for (int h = w.h * group; h < (w.h + 1) * group; ++h) {
         for (int t0 = begin; t0 < end; t0 += T::N) {
@@ -147,13 +147,13 @@ __device__ __forceinline__ void dkdv(char* memory, const Sizes& s, const Options
 #pragma unroll
             for (int j = 0; j < T::COLUMNS; ++j) {
                 int t = t0 + T::column(j), inside = min(t, w.queries - 1);
-                float base = base_of(lse[row_of(s, w, h, inside)], unit), column_delta = delta[row_of(s, w, h, inside)];
+                float base = base_of(lse[row_of(s, w, h, inside)]), column_delta = delta[row_of(s, w, h, inside)];
                 int from = first_key(w, o, t), to = t < w.queries ? end_key(w, s, o, t) : 0;
 #pragma unroll
                 for (int i = 0; i < T::ROWS; ++i) {
                     int key = s0 + T::row(i);
                     bool seen = from <= key && key < to;
-                    float p = seen ? exponential(score(o, w, h, x[i][j], t, key), base, factor) : 0.f;
+                    float p = seen ? weight(score(o, w, h, x[i][j], t, key), base, factor) : 0.f;
                     float z = DROPOUT ? kept(s, o, w, h, t, key) : 1.f;
                     dx[i][j] = seen ? p * (dx[i][j] * z - column_delta) * slope(o, x[i][j]) : 0.f;
                     x[i][j] = p * z;
@@ -202,7 +202,7 @@ KERNEL(softmax_attention_dbias, Dq::THREADS)
     const int first_head = h;
     Rows<KEY_COLUMNS> queries(memory, T::M), keys(memory, T::N);
     Rows<VALUE_COLUMNS> d_outs(memory, T::M), values(memory, T::N);
-    const float unit = IN_UNITS_OF(o.scale), factor = unit * LOG2_E;
+    const float factor = IN_UNITS_OF(o.scale) * LOG2_E;
 
     float sum[T::ROWS][T::COLUMNS] = {};
     for (; b < batches; ++b)
@@ -224,14 +224,14 @@ KERNEL(softmax_attention_dbias, Dq::THREADS)
                 for (int i = 0; i < T::ROWS; ++i) {
                     int t = min(t0 + T::row(i), s.queries - 1);
                     Work w = sequence_of(all, s, o, t);
-                    float base = base_of(lse[row_of(s, all, h, t)], unit), row_delta = delta[row_of(s, all, h, t)];
+                    float base = base_of(lse[row_of(s, all, h, t)]), row_delta = delta[row_of(s, all, h, t)];
                     t -= w.q0;
                     int from = first_key(w, o, t), to = t0 + T::row(i) < s.queries ? end_key(w, s, o, t) : 0;
 #pragma unroll
                     for (int j = 0; j < T::COLUMNS; ++j) {
                         int key = s0 + T::column(j) - w.k0;
                         if (from > key || key >= to) continue;
-                        float p = exponential(score(o, w, h, x[i][j], t, key), base, factor);
+                        float p = weight(score(o, w, h, x[i][j], t, key), base, factor);
                         if (DROPOUT) dx[i][j] *= kept(s, o, w, h, t, key);
                         sum[i][j] += p * (dx[i][j] - row_delta);
                     }

@@ -113,7 +113,12 @@ impl Graph {
         self.add_contiguous(name, Spec::real(shape), Origin::Fed { range: 0..0 }, false)
     }
 
-    /// The same, with a gradient that can be read after backward.
+    /// The same, stored in the precision of the computation: constants that 16 bits would bend.
+    pub fn full_input(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.add_contiguous(name, Spec::full(shape), Origin::Fed { range: 0..0 }, false)
+    }
+
+    /// A floating-point tensor that the user writes, with a gradient that can be read after backward.
     pub fn variable(&mut self, name: &str, shape: &[usize]) -> Tensor {
         self.add_contiguous(name, Spec::real(shape), Origin::Fed { range: 0..0 }, true)
     }

@@ -124,6 +124,7 @@ pub mod ops;
 pub mod optimizer;
 pub mod philox;
 pub mod plan;
+pub mod plot;
 pub mod precision;
 pub mod probe;
 pub mod run_spec;

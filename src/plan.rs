@@ -176,6 +176,11 @@ impl Plan {
         for t in graph.fed() {
             offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
         }
+        for node in &graph.nodes {
+            for t in node.contract.persistent_outputs.iter().map(|&output| node.outputs[output]) {
+                offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
+            }
+        }
         for t in options.roots.iter().map(|&t| owner(t)) {
             gradient_offsets.entry(t).or_insert_with(|| reserve(graph.spec(t).numel() * size_of(gradient_kind(t))));
         }
@@ -188,8 +193,8 @@ impl Plan {
         for (i, node) in graph.nodes.iter().enumerate() {
             let in_backward = steps.contains(&i);
             for &t in &node.outputs {
-                let spec = graph.spec(t);
-                offsets.insert(t, Slot::Pooled(pool.add(spec.numel() * size_of(spec.kind), i, value_end[&t])));
+                let bytes = graph.spec(t).numel() * size_of(graph.spec(t).kind);
+                offsets.entry(t).or_insert_with(|| Slot::Pooled(pool.add(bytes, i, value_end[&t])));
             }
             let end = if in_backward { backward_time(i) } else { i };
             let bytes = |spec: &Spec| spec.numel() * size_of(spec.kind);
@@ -367,12 +372,12 @@ impl Plan {
         self.parameters
     }
 
-    /// Writes a floating-point input or a parameter, in row-major order.
+    /// Writes a floating-point input, constant or parameter, in row-major order.
     ///
     /// # Errors
     /// If the number of values is not the tensor's.
     pub fn write(&self, t: Tensor, data: &[f64]) -> Result<()> {
-        self.check(t, Kind::Real, data.len())?;
+        self.check_floating(t, data.len())?;
         self.put(self.stored(t), data)
     }
 
@@ -399,8 +404,7 @@ impl Plan {
     /// # Errors
     /// If `t` is no root, or the number of values is not its own.
     pub fn seed(&self, t: Tensor, data: &[f64]) -> Result<()> {
-        let kind = self.graph.spec(t).kind;
-        self.check(t, if kind == Kind::Int { Kind::Real } else { kind }, data.len())?;
+        self.check_floating(t, data.len())?;
         let Some(place) = self.gradients.get(&t) else {
             return Err(Error::argument(self.graph.name(t), "has no gradient", "name it among the plan's roots"));
         };
@@ -546,6 +550,11 @@ impl Plan {
             return Err(Error::shape("plan", self.graph.name(t), spec.to_string(), format!("{len} {kind:?} values")));
         }
         Ok(())
+    }
+
+    fn check_floating(&self, t: Tensor, len: usize) -> Result<()> {
+        let kind = self.graph.spec(t).kind;
+        self.check(t, if kind == Kind::Int { Kind::Real } else { kind }, len)
     }
 
     /// In what the elements of a floating-point place are stored.

@@ -82,7 +82,10 @@ fn every_case_is_asked_in_turns_and_both_are_shown() {
     let setting: Value = serde_json::from_str(&bed.read("setting")).expect("JSON");
     let expected = serde_json::json!({
         "device": "cpu", "threads": 1, "dtype": "bf16", "tf32": false, "batch": 1, "heads": 2, "head_dim": 8, "causal": true,
-        "direction": "both"
+        "direction": "both", "features": {
+            "kv_heads": 2, "window": null, "softcap": null, "alibi": false, "dropout": null, "bias": false, "mask": false,
+            "ragged": false, "unordered": false
+        }
     });
     assert_eq!(setting, expected);
     assert_ne!(bed.read("script").trim(), "0", "the script came along");
@@ -103,7 +106,8 @@ fn every_case_is_asked_in_turns_and_both_are_shown() {
     assert_eq!(found, [("flash", 8), ("cudnn", 8), ("flash", 16), ("cudnn", 16), ("plain", 8), ("plain", 16)]);
     let (ours, flash, cudnn) = (&file["rows"][0], &peers[0], &peers[1]);
     assert_eq!((ours["variant"].as_str(), ours["length"].as_u64()), (Some("softmax-attention"), Some(8)));
-    for key in ["variant", "direction", "device", "dtype", "batch", "heads", "length", "head_dim", "causal"] {
+    for key in ["variant", "direction", "device", "dtype", "batch", "heads", "length", "head_dim", "causal", "kv_heads"]
+    {
         assert_eq!(flash[key], ours[key], "{key}");
         assert_eq!(cudnn[key], ours[key], "{key}");
     }

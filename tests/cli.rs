@@ -238,7 +238,7 @@ fn features_of_softmax_attention_are_taken() {
     one(&[("mask", Dtype::BOOL, vec![1, 3, 1, 7], vec![1; 21])]).refused(&[], &["mask", "(1 or 1, 2 or 1, 5 or 1, 7)"]);
     one(&[f32s("bias", &[5, 7])]).refused(&[], &["bias", "(B|1,H|1,T|1,S)"]);
     one(&[f32s("bias", &[1, 2, 5, 1])]).refused(&[], &["bias", "real(1, 2, 5, 1)"]);
-    one(&[f32s("alibi_slopes", &[3])]).refused(&[], &["alibi_slopes", "real (2)"]);
+    one(&[f32s("alibi_slopes", &[3])]).refused(&[], &["alibi_slopes", "full (2)"]);
     one(&[f32s("dlse", &[1, 2, 7])]).refused(&[], &["dlse", "[1, 2, 5]"]);
     one(&[f32s("dweights", &[1, 2, 5, 7])]).refused(&["--weights"], &["dweights", "unknown"]);
     one(&[]).refused(&["--window", "3"], &["--window 3", "LEFT,RIGHT"]);

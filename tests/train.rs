@@ -158,7 +158,7 @@ fn bad_texts_are_refused() {
 
     let one = place.text("one.txt", "a");
     let eval = |name: &str| format!("eval lm --checkpoint run --text {name}");
-    place.refuses(&eval(&one), &["one.txt: has 1 character"]);
+    place.refuses(&eval(&one), &["one.txt: has fewer than two characters"]);
     let unknown = place.text("unknown.txt", "aa\nb");
     place.refuses(&eval(&unknown), &["unknown.txt: character '\\n' at position 2 (line 1)"]);
     place.refuses("eval lm --checkpoint nowhere --text one.txt", &["nowhere: is no directory"]);

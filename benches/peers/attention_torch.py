@@ -2,7 +2,7 @@
 
 Standard input holds JSON lines. The first is the setting:
     {"device": "cpu", "threads": 2, "dtype": "f32", "tf32": false, "batch": 1, "heads": 8, "head_dim": 64,
-     "causal": false, "direction": "forward"}
+     "causal": false, "direction": "forward", "features": {"kv_heads": 8, "window": null, …}}
 answered by {"version": "2.11.0", "backends": {"softmax-attention": ["flash", …], …}}, or {"error": why} where PyTorch
 or its device is missing. Then each
     {"variant": "softmax-attention", "backend": "flash", "length": 1024, "seconds": 0.1}
@@ -84,6 +84,8 @@ class Peer:
         self.device = torch.device(setting["device"])
         self.dtype = DTYPES[setting["dtype"]]
         self.causal, self.direction = setting["causal"], setting["direction"]
+        self.features = setting["features"]
+        self.grouped = self.features["kv_heads"] != setting["heads"]
         self.chunks, self.masks, self.compiled = {}, {}, None
         self.functions, self.slow = {}, set()
         if self.kind == "cpu":
@@ -102,25 +104,99 @@ class Peer:
         forced = getattr(SDPBackend, {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION",
                                       "cudnn": "CUDNN_ATTENTION", "math": "MATH"}[backend])
 
+        if self.features["softcap"]:
+            raise Refused("scaled_dot_product_attention has no soft-capping")
+        # Whatever is not causality alone it takes as one tensor only.
+        mask = self.whole_mask(length)
+        options = {"attn_mask": mask} if mask is not None else {"is_causal": self.causal}
+        if self.features["dropout"]:
+            options["dropout_p"] = self.features["dropout"]
+        if self.grouped:
+            options["enable_gqa"] = True
+
         def run(q, k, v):
             with sdpa_kernel(forced):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+                return torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
 
         return run
+
+    def extras(self, length):
+        """What the features take: key lengths, mask and bias, ALiBi's slopes; src/cli/bench/features.rs has the same."""
+        f, batch, heads = self.features, self.setting["batch"], self.setting["heads"]
+        torch.manual_seed(1)
+        extras = {}
+        if f["ragged"]:
+            lengths = [length - length * (2 * b + 1) // (4 * batch) for b in range(batch)]
+            extras["lengths"] = torch.tensor(lengths, device=self.device)
+        if f["mask"]:
+            seen = torch.rand(length, length, device=self.device) >= 0.25
+            extras["mask"] = seen | torch.eye(length, dtype=torch.bool, device=self.device)
+        if f["bias"]:
+            extras["bias"] = torch.randn(length, length, device=self.device).to(self.dtype)
+        if f["alibi"]:
+            extras["slopes"] = torch.tensor([2.0 ** (-8 * (h + 1) / heads) for h in range(heads)], device=self.device)
+        return extras
+
+    def whole_mask(self, length):
+        """(B or 1, H or 1, T, T): booleans where keys are only hidden, otherwise what is added; None for causality alone."""
+        f, extras = self.features, self.extras(length)
+        if not extras and f["window"] is None:
+            return None
+        t = torch.arange(length, device=self.device)
+        distance = t[None, :] - t[:, None]
+        seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device)
+        if self.causal:
+            seen = seen & (distance <= 0)
+        if f["window"] is not None:
+            seen = seen & (distance.abs() <= f["window"])
+        if "mask" in extras:
+            seen = seen & extras["mask"]
+        if "lengths" in extras:
+            seen = seen & (t < extras["lengths"][:, None, None, None])
+        if "bias" not in extras and "slopes" not in extras:
+            return seen
+        added = extras["bias"][None, None] if "bias" in extras else torch.zeros((), device=self.device)
+        if "slopes" in extras:
+            added = added - extras["slopes"][:, None, None] * distance.abs()
+        return torch.where(seen, added, float("-inf")).to(self.dtype)
 
     def flex(self, length):
         try:
             from torch.nn.attention.flex_attention import create_block_mask, flex_attention
         except ImportError as e:
             raise Refused(f"no FlexAttention in this PyTorch: {e}") from e
-        if self.causal and length not in self.masks:
-            def visible(b, h, query, key):
-                return query >= key
+        f, extras = self.features, self.extras(length)
+        if f["dropout"]:
+            raise Refused("FlexAttention has no dropout")
+        hides = self.causal or f["window"] is not None or f["mask"] or f["ragged"]
+        if hides and length not in self.masks:
+            causal, window, seen_pairs, lengths = self.causal, f["window"], extras.get("mask"), extras.get("lengths")
 
-            self.masks[length] = create_block_mask(visible, None, None, length, length, device=self.setting["device"])
+            def visible(b, h, query, key):
+                seen = query >= key if causal else key >= 0
+                if window is not None:
+                    seen = seen & (query - key <= window) & (key - query <= window)
+                if seen_pairs is not None:
+                    seen = seen & seen_pairs[query, key]
+                return seen if lengths is None else seen & (key < lengths[b])
+
+            of_batch = self.setting["batch"] if f["ragged"] else None
+            self.masks[length] = create_block_mask(visible, of_batch, None, length, length, device=self.setting["device"])
         self.compiled = self.compiled or torch.compile(flex_attention, dynamic=False)
         mask = self.masks.get(length)
-        return lambda q, k, v: self.compiled(q, k, v, block_mask=mask)
+        cap, bias, slopes = f["softcap"], extras.get("bias"), extras.get("slopes")
+
+        def changed(score, b, h, query, key):
+            if cap is not None:
+                score = cap * torch.tanh(score / cap)
+            if slopes is not None:
+                score = score - slopes[h] * (query - key).abs()
+            return score if bias is None else score + bias[query, key]
+
+        options = {"enable_gqa": True} if self.grouped else {}
+        if cap is not None or bias is not None or slopes is not None:
+            options["score_mod"] = changed
+        return lambda q, k, v: self.compiled(q, k, v, block_mask=mask, **options)
 
     def linear_attention(self, length):
         if not self.causal:
@@ -138,6 +214,8 @@ class Peer:
         return lambda q, k, v: linear_causal(q, k, v, self.chunks[length])
 
     def function(self, variant, backend, length):
+        if self.grouped and variant != "softmax-attention":
+            raise Refused("the plain forms here have as many heads of keys as of queries")
         if backend in ("math", "plain") and variant != "linear-attention":
             self.refuse_what_does_not_fit(length)
         if variant == "softmax-attention":
@@ -175,9 +253,9 @@ class Peer:
     def sample(self, function, length, seconds):
         """The samples of about so many seconds, at least one, and the most device memory in use meanwhile."""
         s = self.setting
-        shape = (s["batch"], s["heads"], length, s["head_dim"])
+        of_q, of_k = ((s["batch"], heads, length, s["head_dim"]) for heads in (s["heads"], self.features["kv_heads"]))
         torch.manual_seed(0)
-        q, k, v, dout = (torch.randn(shape, device=self.device).to(self.dtype) for _ in range(4))
+        q, k, v, dout = (torch.randn(shape, device=self.device).to(self.dtype) for shape in (of_q, of_k, of_k, of_q))
         forward_only = self.direction == "forward"
         for x in (q, k, v):
             x.requires_grad_(not forward_only)

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::io::Target;
 use crate::io::tensors::{self, Dtype, Loaded, Written};
+use crate::op::Kind;
 use crate::ops::{Entry, OPS};
 use crate::plan::{Plan, PlanOptions};
 use crate::run_spec::{Given, RunGraph, RunSpec, TensorDoc};
@@ -180,7 +181,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     let mut loaded = tensors::read(&input)?;
     let target = Target::new(&output)?;
 
-    let known = |name: &str| gradient_of(spec, name).is_some() || spec.inputs.iter().any(|i| i.name == name);
+    let known = |name: &str| gradient_of(spec, name).is_some() || spec.inputs.iter().any(|i| i.names(name));
     if let Some(name) = loaded.keys().find(|name| !known(name)) {
         let mut names: Vec<&str> = spec.inputs.iter().map(|i| i.name).collect();
         let gradient = spec.outputs.first().map(|o| format!("d{}", o.name)).unwrap_or_default();
@@ -192,11 +193,6 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     let dtype = dtype.or_else(|| spec.inputs.iter().find_map(|i| is_real(i.name))).unwrap_or(Dtype::F32);
     let device = device.open(stored(dtype, tf32)?)?;
 
-    for tensor in loaded.values_mut() {
-        if let (Given::Real(_, values), true) = (&mut tensor.given, tensor.dtype != Some(dtype)) {
-            values.iter_mut().for_each(|x| *x = dtype.round(*x));
-        }
-    }
     // Gradients of outputs are no inputs of the graph.
     let names: Vec<String> = loaded.keys().filter(|n| gradient_of(spec, n).is_some()).cloned().collect();
     let gradients: Vec<(String, Loaded)> = names.into_iter().filter_map(|n| loaded.remove_entry(&n)).collect();
@@ -228,7 +224,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     let options = PlanOptions { roots: roots.clone(), keep: outputs.clone(), ..Default::default() };
     let plan = Plan::new(graph, device, &options)?;
     for (name, t) in &bound {
-        feed(&plan, name, *t, &given[name])?;
+        feed(&plan, name, *t, &given[name], dtype)?;
     }
     plan.forward()?;
     let written =
@@ -242,7 +238,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     if !roots.is_empty() {
         for ((_, tensor), &root) in gradients.iter().zip(&roots) {
             if let Given::Real(_, values) = &tensor.given {
-                plan.seed(root, values)?;
+                plan.seed(root, &rounded(&plan, root, values, dtype))?;
             }
         }
         plan.backward()?;
@@ -253,9 +249,17 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     tensors::write(&target, &results)
 }
 
-fn feed(plan: &Plan, name: &str, t: Tensor, given: &Given) -> Result<()> {
+/// What a tensor's values are in this dtype; one that is kept in the precision of the computation stays as it is.
+fn rounded(plan: &Plan, t: Tensor, values: &[f64], dtype: Dtype) -> Vec<f64> {
+    match plan.graph().spec(t).kind {
+        Kind::Full => values.to_vec(),
+        _ => values.iter().map(|&x| dtype.round(x)).collect(),
+    }
+}
+
+fn feed(plan: &Plan, name: &str, t: Tensor, given: &Given, dtype: Dtype) -> Result<()> {
     match given {
-        Given::Real(_, values) => plan.write(t, values),
+        Given::Real(_, values) => plan.write(t, &rounded(plan, t, values, dtype)),
         Given::Int(_, values) => {
             let narrow = |&x: &i64| i32::try_from(x);
             let values: Result<Vec<i32>, _> = values.iter().map(narrow).collect();

@@ -1,18 +1,21 @@
 //! `attn train`: models from text, on any device.
 
 use super::device::DeviceArgs;
+use super::prepare::{Prepared, prepare};
 use super::settings::{DataSettings, Settings, SettingsArgs, TrainingSettings};
 use super::{Status, curves, print_line};
-use crate::data::{Batches, Corpus, Vocabulary, addition, read_text};
+use crate::data::{Batch, Batches, Corpus, Tokenizer};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::model::{Choice, Sampler};
 use crate::model::{Gpt, GptConfig};
 use crate::train::checkpoint::{self, BEST, Checkpoint, Initial, State};
 use crate::train::{
     Ended, Evaluation, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
     interrupted_by_ctrl_c, log, run,
 };
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Train a model
@@ -27,7 +30,7 @@ enum Model {
     Lm(Box<LmArgs>),
 }
 
-/// Train a language model on the characters of a text
+/// Train a language model on a text
 ///
 /// The model is minGPT's. The last 10 % of the text is for validation. The directory given by --out receives log.jsonl
 /// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C; with
@@ -55,9 +58,10 @@ pub(super) struct LmArgs {
     #[arg(long, value_name = "FILE.toml",
         conflicts_with_all = ["DataArgs", "ModelArgs", "TrainingArgs", "overwrite", "init", "resume"])]
     sweep: Option<PathBuf>,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and in the
-    /// characters of its tokenizer.json, where there is one
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    /// Start from these weights: a directory in Hugging Face's GPT-2 layout (model.safetensors or an index of several), or
+    /// a file, also minGPT's state dict (.pt). A directory's config.json decides the model where flags do not, and its
+    /// tokenizer is used where --tokenizer names no other
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
     /// only --steps, --eval-every (but with --schedule plateau), --early-stop, --save-every, --out and the device may change
@@ -113,32 +117,40 @@ pub(super) struct Trained {
 pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
-    let (state, settings) = match &resumed {
+    let initial = args.init.as_deref().map(Initial::open).transpose()?;
+    let (state, mut settings) = match &resumed {
         Some(checkpoint) => {
             let (state, stored): (State, Settings) = checkpoint.training()?;
             (state, args.settings.resume(stored)?)
         }
-        None => (State::default(), args.settings.start()?),
+        None => {
+            let model = initial.as_ref().and_then(|i| i.config.as_ref());
+            (State::default(), args.settings.start(model)?)
+        }
     };
     let State { step: done, mut watch } = state;
-    check_unfinished(state, &settings.training)?;
-    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
-        (Some(checkpoint), _) => Some(checkpoint.vocabulary()),
-        (None, Some(initial)) => initial.vocabulary.as_ref(),
+        (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
+        // A tokenizer that is asked for is made, and must fit the weights.
+        (None, Some(initial)) if settings.data.tokenizer.is_none() => initial.tokenizer.as_ref(),
         _ => None,
     };
-    let (corpus, vocabulary, settings) = data(settings, given)?;
-    let name = settings.data.text.as_ref().map_or("the addition problems".into(), |p| p.display().to_string());
-    let (train, validation) = corpus.split();
+    let directories: Vec<&Path> = [Some(&out), from.as_ref()].into_iter().flatten().map(|d| d.as_path()).collect();
+    let Prepared { tokenizer, train, validation, names, name, caches } =
+        prepare(&mut settings.data, settings.training.seed, given, &directories)?;
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
+    let length = settings.data.row_length();
     let TrainingSettings { seed, optimizer, accumulate, .. } = settings.training;
     let dropout = settings.model.dropout_rates();
-    validation.check_length(&format!("the validation split (last 10 %) of {name}"), block_size)?;
-    let training_split = format!("the training split (first 90 %) of {name}");
-    let batches = Batches::new(train, &training_split, data_order, batch_size, block_size, seed)?;
+    validation.check_length(&names[1], block_size)?;
+    let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
+    if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
+        settings.training.steps = steps;
+    }
+    settings.training.settle()?;
+    check_unfinished(state, &settings.training)?;
 
-    let gpt = Gpt::new(settings.model.config(block_size, vocabulary.len())?)?;
+    let gpt = Gpt::new(settings.model.config(block_size, tokenizer.len())?)?;
     let precision = settings.training.dtype.precision();
     let device = args.device.open(precision)?;
     if device.precision() != precision {
@@ -146,11 +158,11 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         return Err(Error::argument(format!("--dtype {precision}"), "needs a GPU or the emulator", remedy));
     }
     let mut training = TrainingStep::new(
-        gpt.loss(batch_size, dropout)?,
+        gpt.loss_of_length(batch_size, length, dropout)?,
         device.clone(),
         StepOptions { optimizer, accumulate, seed, eager: args.eager },
     )?;
-    let evaluator = Evaluator::new(gpt.loss(batch_size, 0.0)?, device.clone())?;
+    let evaluator = Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?;
     let plan = training.plan();
     match (&resumed, &initial) {
         (Some(checkpoint), _) => {
@@ -167,28 +179,37 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         checkpoint::remove(&out)?;
         from.as_deref().map_or(Ok(()), |from| checkpoint::copy_best(from, &out))?;
     }
+    caches.into_iter().try_for_each(|cache| cache.keep(&out))?;
     let mut log = Log::open(&out, from.as_deref(), done)?;
-    announce(&gpt, &training, &vocabulary, &name, &device.name());
-    let blocks = validation.whole_blocks(block_size);
+    announce(&gpt, &training, &tokenizer, &name, &device.name());
+    let rows = validation.validation(length).count();
     let mut evaluate = |training: &TrainingStep, _: u64| {
         evaluator.plan().copy_parameters(training.plan())?;
-        let mut progress = Progress::new("validation", 0, blocks as u64);
-        let found = evaluator.run(&validation, blocks, |done| progress.reached(done as u64))?;
+        let mut progress = Progress::new("validation", 0, rows as u64);
+        let found = evaluator.run(&validation, validation.validation(length), |done| progress.reached(done as u64))?;
         progress.finish();
         Ok(found)
     };
+    let mut writer = Writer::new(&gpt, &device, &validation, length, &tokenizer);
+    let mut sample = |training: &TrainingStep| writer.write(training);
     let mut save = |training: &TrainingStep, step: u64, watch: &Watch, kept: Kept| {
         let state = State { step, watch: *watch };
         let best = out.join(BEST);
         let directory = if kept == Kept::Best { &best } else { &out };
         directory::create(directory)?;
-        checkpoint::write(directory, training, gpt.config(), &vocabulary, dropout, state, &settings)
+        checkpoint::write(directory, training, gpt.config(), &tokenizer, dropout, state, &settings)
     };
     let interrupted = interrupted_by_ctrl_c();
     let stop = || interrupted.load(Ordering::SeqCst);
     let TrainingSettings { steps, eval_every, save_every, early_stop, schedule, .. } = settings.training;
     let timing = Timing { from: done, steps, eval_every, save_every, early_stop };
-    let hooks = Hooks { batch: &|i| batches.batch(i), evaluate: &mut evaluate, save: &mut save, stop: &stop };
+    let hooks = Hooks {
+        batch: &|i| batches.batch(i),
+        evaluate: &mut evaluate,
+        sample: &mut sample,
+        save: &mut save,
+        stop: &stop,
+    };
     let ended = run(&mut training, timing, (optimizer.lr, schedule), &mut watch, &mut log, hooks)?;
     let title = format!("{name}, {}", gpt.config().attention.join(","));
     curves::write(&out, &curves::of_run(&log::rows(&out)?, &title))?;
@@ -205,6 +226,60 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         }
     };
     Ok(Trained { out, steps, found, watch })
+}
+
+/// Lets the model go on from the beginning of the validation split, for TensorBoard.
+struct Writer<'a> {
+    gpt: &'a Gpt,
+    device: &'a Arc<dyn Device>,
+    prompt: Vec<i32>,
+    tokenizer: &'a Tokenizer,
+    /// Planned when first asked for.
+    sampler: Option<Sampler>,
+}
+
+impl<'a> Writer<'a> {
+    /// Tokens that are given, and that the model adds.
+    const GIVEN: usize = 8;
+    const ADDED: usize = 40;
+
+    fn new(
+        gpt: &'a Gpt,
+        device: &'a Arc<dyn Device>,
+        validation: &Corpus,
+        length: usize,
+        tokenizer: &'a Tokenizer,
+    ) -> Writer<'a> {
+        let mut batch = Batch::default();
+        if let Some(window) = validation.validation(length).next() {
+            validation.append(&window, length, &mut batch);
+        }
+        let known = batch.lengths.first().map_or(0, |&n| n as usize).min(Self::GIVEN);
+        batch.tokens.truncate(known);
+        Writer { gpt, device, prompt: batch.tokens, tokenizer, sampler: None }
+    }
+
+    fn write(&mut self, training: &TrainingStep) -> Result<String> {
+        let sampler = match &mut self.sampler {
+            Some(sampler) => sampler,
+            none => none.insert(Sampler::new(self.gpt, self.device.clone())?),
+        };
+        let (from, to) = (training.plan(), sampler.plan());
+        for t in to.graph().parameters() {
+            let name = to.graph().name(t);
+            let same = from.graph().parameters().into_iter().find(|&s| from.graph().name(s) == name);
+            to.write(t, &from.read(same.expect("two plans of one model"))?)?;
+        }
+        let choice = Choice { temperature: 1.0, top_k: None, top_p: 1.0, seed: 1 };
+        let mut tokens = self.prompt.clone();
+        for _ in 0..Self::ADDED {
+            if tokens.is_empty() {
+                break;
+            }
+            tokens.push(choice.draw(&sampler.logits(&tokens)?, tokens.len())?);
+        }
+        Ok(self.tokenizer.decode(&tokens))
+    }
 }
 
 /// An error where there is nothing left to do for a run.
@@ -249,29 +324,7 @@ fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// The corpus that the settings name, in the given vocabulary or its own; and the settings, which now know the text.
-fn data(mut settings: Settings, given: Option<&Vocabulary>) -> Result<(Corpus, Vocabulary, Settings)> {
-    let Some(path) = &settings.data.text else {
-        let (corpus, vocabulary) = addition::corpus(settings.training.seed);
-        if let Some(given) = given.filter(|v| **v != vocabulary) {
-            let problem = format!("the weights know {} characters, not addition's", given.len());
-            return Err(Error::argument("--init", problem, "give a --text in those characters"));
-        }
-        return Ok((corpus, vocabulary, settings));
-    };
-    let text = read_text(path)?;
-    let digest: String = Sha256::digest(&text).iter().map(|b| format!("{b:02x}")).collect();
-    if settings.data.text_sha256.as_ref().is_some_and(|stored| *stored != digest) {
-        let remedy = "restore it, or start a new run from the weights with --init";
-        return Err(Error::file(path, "has changed since the run began", remedy));
-    }
-    let vocabulary = given.cloned().unwrap_or_else(|| Vocabulary::of(&text));
-    let corpus = Corpus::text(vocabulary.encode(&text, &path.display().to_string())?);
-    settings.data.text_sha256 = Some(digest);
-    Ok((corpus, vocabulary, settings))
-}
-
-fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &str, device: &str) {
+fn announce(gpt: &Gpt, training: &TrainingStep, tokenizer: &Tokenizer, data: &str, device: &str) {
     let GptConfig { layers, heads, width, block, .. } = gpt.config();
     let attention = gpt.config().attention.join(",");
     let graph = training.plan().graph();
@@ -279,8 +332,9 @@ fn announce(gpt: &Gpt, training: &TrainingStep, vocabulary: &Vocabulary, data: &
     let megabytes = training.plan().peak_bytes() as f64 / 1e6;
     eprintln!(
         "{layers} layers, {heads} heads, width {width}, block {block}, {attention}: {parameters} parameters; \
-         {} characters of {data}; {megabytes:.1} MB on {device} in {}",
-        vocabulary.len(),
+         {} {} of {data}; {megabytes:.1} MB on {device} in {}",
+        tokenizer.len(),
+        tokenizer.unit(),
         training.plan().device().precision()
     );
 }

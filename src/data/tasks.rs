@@ -14,7 +14,8 @@
 //! Only answers count: nobody can predict the rest. A row is a function of seed, step and its number in the batch;
 //! training and validation draw from streams of their own.
 
-use super::{Batch, IGNORE, Vocabulary};
+use super::tokenizer::{Characters, Tokenizer};
+use super::{Batch, IGNORE};
 use crate::error::{Error, Result};
 use crate::philox::Philox;
 
@@ -107,12 +108,12 @@ impl Task {
     }
 
     /// All characters that occur.
-    pub fn vocabulary(self) -> Vocabulary {
+    pub fn tokenizer(self) -> Tokenizer {
         let characters: String = match self {
             Task::Copy { .. } => keys(LETTERS).chain([SEPARATOR]).collect(),
             Task::Recall { pairs } => keys(2 * pairs).chain(values()).chain([FILLER]).collect(),
         };
-        Vocabulary::of(&characters)
+        Tokenizer::Characters(Characters::of(&characters))
     }
 }
 
@@ -164,8 +165,8 @@ impl TaskBatches {
             let remedy = format!("give {needed} or more, or leave it out");
             return Err(Error::argument(format!("--block-size {block}"), problem, remedy));
         }
-        let vocabulary = task.vocabulary();
-        let ids = |characters: String| vocabulary.encode(&characters, task.name());
+        let tokenizer = task.tokenizer();
+        let ids = |characters: String| tokenizer.encode(&characters, task.name());
         let (keys, mark) = match task {
             Task::Copy { .. } => (ids(keys(LETTERS).collect())?, SEPARATOR),
             Task::Recall { pairs } => (ids(keys(2 * pairs).collect())?, FILLER),
@@ -242,14 +243,14 @@ mod tests {
     /// Rows as text, and what is asked of each.
     fn rows(task: Task, block: usize, batch: impl Fn(&TaskBatches) -> Batch) -> Vec<(String, String)> {
         let batches = TaskBatches::new(task, 3, block, 5).unwrap();
-        let vocabulary = task.vocabulary();
+        let tokenizer = task.tokenizer();
         let Batch { tokens, targets, lengths } = batch(&batches);
         assert_eq!((tokens.len(), lengths.len()), (3 * block, 3));
         let shown = |targets: &[i32]| {
-            let one = |&t: &i32| if t == IGNORE { "_".into() } else { vocabulary.decode(&[t]) };
+            let one = |&t: &i32| if t == IGNORE { "_".into() } else { tokenizer.decode(&[t]) };
             targets.iter().map(one).collect::<String>()
         };
-        let text = |tokens: &[i32]| vocabulary.decode(tokens);
+        let text = |tokens: &[i32]| tokenizer.decode(tokens);
         tokens.chunks(block).zip(targets.chunks(block)).map(|(x, y)| (text(x), shown(y))).collect()
     }
 
@@ -301,6 +302,6 @@ mod tests {
         assert!(error(Task::Recall { pairs: 4 }, 14).starts_with("--block-size 14: has no room"));
         // Every key is another letter, up to the most pairs.
         let most = Task::Recall { pairs: MOST_PAIRS };
-        assert_eq!(most.vocabulary().len(), 2 * MOST_PAIRS + VALUES + 1);
+        assert_eq!(most.tokenizer().len(), 2 * MOST_PAIRS + VALUES + 1);
     }
 }

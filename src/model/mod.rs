@@ -3,12 +3,13 @@
 pub mod config;
 pub mod gpt;
 mod inputs;
+pub mod look;
 pub mod options;
 mod sample;
 pub mod weights;
 
 pub use config::GptConfig;
-pub use gpt::{Conditions, Gpt, Hidden, LossGraph, PRESETS, Preset, Tap};
+pub use gpt::{Conditions, Gpt, Hidden, LossGraph, PRESETS, Place, Preset, Tap};
 pub use inputs::Inputs;
 pub use options::{DropoutRates, HeadMerge, HeadMerging, Positions};
-pub use sample::Sampler;
+pub use sample::{Choice, Sampler, TokenByToken};

@@ -129,7 +129,7 @@ fn cases() -> Vec<Case> {
         })
     };
     let all = |i: usize| Some(i * 7);
-    let third = |i: usize| (i % 3 > 0).then_some(i * 131);
+    let third = |i: usize| (!i.is_multiple_of(3)).then_some(i * 131);
     // Two losses of the same tensors: one's gradients are added to the other's. An ignored class within 0..V; two axes.
     let twice = Case::new("two losses", |g| {
         let hidden = g.normal("hidden", &[2, 5, 3]);

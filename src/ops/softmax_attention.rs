@@ -11,7 +11,9 @@
 //!   broadcast along.
 //!
 //! What hides a key: causality, a window around i, key lengths, the bounds of packed sequences (each aligned by its own
-//! lengths), a mask's 0 and a bias of −inf. A hidden key is as if it were not there, whatever it holds.
+//! lengths), a mask's 0 and a bias of −inf. Keys beyond a length or the bounds are as if they were not there, whatever they
+//! hold. So are all other hidden keys on the CPU; on a GPU they, and their values, must be finite: a product of tiles meets
+//! them with weight 0, and 0·NaN is NaN, as in PyTorch.
 //!
 //! Dropout multiplies p with z = kept/(1 − p_drop) where it meets v: out = (p∘z)·v. Backward draws z again: dv = (p∘z)ᵀ·dout and
 //! ds = p∘(z∘(dout·vᵀ) − delta), where Σ dout∘out still is what the softmax's derivative asks for: Σₛ p·z·(dout·v).
@@ -46,7 +48,7 @@ pub enum Extra {
     Mask,
     /// (B or 1, H or 1, T or 1, S), added to the scores; −inf hides a key. Differentiable.
     Bias,
-    /// (H), constant: the score falls by slope·|t + S − T − s|.
+    /// full (H), constant: the score falls by slope·|t + S − T − s|.
     AlibiSlopes,
     /// int (3): seed low, seed high, step of the dropout.
     Rng,
@@ -205,7 +207,7 @@ impl SoftmaxAttention {
             }
             Extra::Mask => fits(Kind::Int, broadcast(), broadcast_shape("int")),
             Extra::Bias => fits(Kind::Real, broadcast(), broadcast_shape("real")),
-            Extra::AlibiSlopes => fits(Kind::Real, spec.shape == [s.heads], format!("real ({})", s.heads)),
+            Extra::AlibiSlopes => fits(Kind::Full, spec.shape == [s.heads], format!("full ({})", s.heads)),
             Extra::Rng => fits(Kind::Int, spec.shape == [3], "int (3)".into()),
         }
     }

@@ -7,7 +7,7 @@
 
 use super::directory;
 use super::{TrainingStep, Watch};
-use crate::data::Vocabulary;
+use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{DropoutRates, GptConfig, weights};
 use crate::plan::Plan;
@@ -30,7 +30,7 @@ pub const BEST: &str = "best";
 pub struct Checkpoint {
     directory: PathBuf,
     config: GptConfig,
-    vocabulary: Vocabulary,
+    tokenizer: Tokenizer,
 }
 
 /// How far a run has come.
@@ -51,7 +51,7 @@ pub fn write(
     directory: &Path,
     training: &TrainingStep,
     config: &GptConfig,
-    vocabulary: &Vocabulary,
+    tokenizer: &Tokenizer,
     dropout: DropoutRates,
     state: State,
     settings: &impl serde::Serialize,
@@ -62,11 +62,6 @@ pub fn write(
         let values = plan.read_slot(slot)?;
         buffers.insert(name.to_string(), weights::Values { shape: vec![values.len()], values });
     }
-    let tokenizer_config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.block,
-        "clean_up_tokenization_spaces": false,
-    });
     let settings = serde_json::to_value(settings).expect("settings are plain data");
     let text = |value: &Value| format!("{value:#}\n").into_bytes();
     directory::replace(
@@ -74,8 +69,8 @@ pub fn write(
         &[
             (CONFIG, text(&config.to_json(dropout))),
             (MODEL, weights::to_bytes(&weights::of_plan(plan)?)),
-            (TOKENIZER, text(&vocabulary.to_tokenizer())),
-            (TOKENIZER_CONFIG, text(&tokenizer_config)),
+            (TOKENIZER, text(&tokenizer.to_json())),
+            (TOKENIZER_CONFIG, text(&tokenizer.to_config_json(config.block))),
             (OPTIMIZER, weights::to_bytes(&buffers)),
             (TRAINING, text(&json!({ "step": state.step, "watch": state.watch, "settings": settings }))),
         ],
@@ -133,7 +128,7 @@ impl Checkpoint {
     /// Opens a directory that `attn train lm` wrote, or another program in the same layout.
     ///
     /// # Errors
-    /// If `config.json` or `tokenizer.json` is missing or describes something else.
+    /// If `config.json` or the tokenizer is missing or describes something else.
     pub fn open(directory: &Path) -> Result<Checkpoint> {
         if !directory.is_dir() {
             let remedy = "give a directory that `attn train lm --out` wrote";
@@ -141,12 +136,14 @@ impl Checkpoint {
         }
         directory::settle(directory)?;
         let config = GptConfig::read(&directory.join(CONFIG))?;
-        let vocabulary = Vocabulary::from_tokenizer(&directory.join(TOKENIZER))?;
-        if vocabulary.len() != config.vocabulary {
-            let problem = format!("has {} characters, config.json says {}", vocabulary.len(), config.vocabulary);
+        let tokenizer = Tokenizer::at(directory)?;
+        // More rows than tokens are filling, as some models have; a token without a row would be unknown to the model.
+        if tokenizer.len() > config.vocabulary {
+            let (tokens, unit) = (tokenizer.len(), tokenizer.unit());
+            let problem = format!("has {tokens} {unit}, config.json says {}", config.vocabulary);
             return Err(Error::file(directory.join(TOKENIZER), problem, "restore the checkpoint"));
         }
-        Ok(Checkpoint { directory: directory.to_path_buf(), config, vocabulary })
+        Ok(Checkpoint { directory: directory.to_path_buf(), config, tokenizer })
     }
 
     /// The model's configuration.
@@ -154,9 +151,9 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The model's characters.
-    pub fn vocabulary(&self) -> &Vocabulary {
-        &self.vocabulary
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Writes its parameters to a plan.
@@ -164,8 +161,8 @@ impl Checkpoint {
     /// # Errors
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load_parameters(&self, plan: &Plan) -> Result<()> {
-        let path = self.directory.join(MODEL);
-        weights::to_plan(plan, weights::read(&path)?, self.config.tied, &path)
+        let path = weights::file_in(&self.directory)?;
+        weights::to_plan(plan, weights::import(&path)?, self.config.tied, &path)
     }
 
     /// Writes the optimiser's state to a plan.
@@ -213,28 +210,35 @@ impl Checkpoint {
 #[derive(Debug, Clone)]
 pub struct Initial {
     path: PathBuf,
-    tied: bool,
-    /// The characters that the weights were trained on, where the directory says so.
-    pub vocabulary: Option<Vocabulary>,
+    /// The model that the weights are of, where the directory says so.
+    pub config: Option<GptConfig>,
+    /// The tokenizer that the weights were trained with, where the directory has it.
+    pub tokenizer: Option<Tokenizer>,
 }
 
 impl Initial {
-    /// Looks at a directory with `model.safetensors`, and perhaps `config.json` and a `tokenizer.json` of characters.
+    /// Looks at a file of weights (`.safetensors`, or minGPT's `.pt`), or at a directory with `model.safetensors` (or the index of
+    /// several), and perhaps `config.json` and tokenizer files.
     ///
     /// # Errors
     /// If there are no weights, or one of the others is damaged.
-    pub fn open(directory: &Path) -> Result<Initial> {
-        let path = directory.join(MODEL);
-        if directory.is_dir() {
-            directory::settle(directory)?;
+    pub fn open(path: &Path) -> Result<Initial> {
+        if !path.is_dir() {
+            if !path.is_file() {
+                return Err(Error::file(
+                    path,
+                    "does not exist",
+                    "give --init a file of weights, or a directory with one",
+                ));
+            }
+            return Ok(Initial { path: path.into(), config: None, tokenizer: None });
         }
-        if !path.is_file() {
-            return Err(Error::file(path, "does not exist", "give --init a directory with weights in this file"));
-        }
-        let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
-        let tied = config.exists() && GptConfig::read(&config)?.tied;
-        let vocabulary = tokenizer.exists().then(|| Vocabulary::from_tokenizer(&tokenizer)).transpose()?;
-        Ok(Initial { path, tied, vocabulary })
+        directory::settle(path)?;
+        let config = path.join(CONFIG);
+        let config = config.exists().then(|| GptConfig::read(&config)).transpose()?;
+        let has_tokenizer = path.join(TOKENIZER).exists() || path.join("vocab.json").exists();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::at(path)).transpose()?;
+        Ok(Initial { path: weights::file_in(path)?, config, tokenizer })
     }
 
     /// Writes the weights to a plan.
@@ -242,6 +246,7 @@ impl Initial {
     /// # Errors
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load(&self, plan: &Plan) -> Result<()> {
-        weights::to_plan(plan, weights::read(&self.path)?, self.tied, &self.path)
+        let tied = self.config.as_ref().is_some_and(|c| c.tied);
+        weights::to_plan(plan, weights::import(&self.path)?, tied, &self.path)
     }
 }

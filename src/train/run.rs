@@ -38,6 +38,8 @@ pub struct Hooks<'a> {
     pub batch: &'a dyn Fn(u64) -> Batch,
     /// The validation loss after so many steps.
     pub evaluate: &'a mut dyn FnMut(&TrainingStep, u64) -> Result<Evaluation>,
+    /// A text that the model writes after an evaluation of `--eval-every`.
+    pub sample: &'a mut dyn FnMut(&TrainingStep) -> Result<String>,
     /// Writes a checkpoint after so many steps.
     pub save: &'a mut dyn FnMut(&TrainingStep, u64, &Watch, Kept) -> Result<()>,
     /// Whether to stop after the present step.
@@ -89,6 +91,9 @@ pub fn run(
         if last || due(eval_every) {
             let found = (hooks.evaluate)(training, done)?;
             log.validation(done, found)?;
+            if due(eval_every) {
+                log.sample(done, &(hooks.sample)(training)?)?;
+            }
             if due(eval_every) && watch.see(done, found.loss, schedule.patience) {
                 (hooks.save)(training, done, watch, Kept::Best)?;
             }

@@ -49,7 +49,8 @@ pub struct Schedule {
     pub warmup: u64,
     /// What the rate does not fall below.
     pub min_lr: f64,
-    /// `linear`, `cosine`: the step, warm-up included, at which the smallest rate is reached.
+    /// `linear`, `cosine`: the step, warm-up included, at which the smallest rate is reached; 0: not
+    /// settled yet.
     pub schedule_steps: u64,
     /// `step`: steps between multiplications.
     pub step_size: u64,

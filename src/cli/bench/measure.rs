@@ -1,6 +1,7 @@
 //! Timing one variant at one length.
 
-use super::Direction;
+use super::features::Features;
+use super::{Direction, SOFTMAX};
 use crate::device::Device;
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
@@ -8,6 +9,7 @@ use crate::io::tensors::Dtype;
 use crate::op::{Cost, Spec};
 use crate::ops::Entry;
 use crate::ops::copy::Copy;
+use crate::ops::softmax_attention::Extra;
 use crate::philox::Philox;
 use crate::plan::{Plan, PlanOptions};
 use crate::precision::Precision;
@@ -34,6 +36,19 @@ pub struct Setting {
     pub head_dim: usize,
     /// Whether the mask is causal.
     pub causal: bool,
+    /// What softmax attention has besides.
+    pub features: Features,
+}
+
+/// A variant recorded at one length.
+pub struct Recorded {
+    /// The graph.
+    pub graph: Graph,
+    /// q, k and v.
+    inputs: [Tensor; 3],
+    /// What features take.
+    extras: Vec<(Extra, Tensor)>,
+    out: Tensor,
 }
 
 /// What was measured at one length.
@@ -83,21 +98,28 @@ impl Setting {
         if self.device.precision() == Precision::Tf32 { Precision::Tf32.name() } else { self.dtype.name() }
     }
 
-    /// The variant recorded on q, k and v of this length: the graph, the inputs, the output.
+    /// The variant recorded on q, k and v of this length.
     ///
     /// # Errors
     /// If the variant does not take these shapes.
-    pub fn record(&self, entry: &Entry, length: usize) -> Result<(Graph, [Tensor; 3], Tensor)> {
+    pub fn record(&self, entry: &Entry, length: usize) -> Result<Recorded> {
         let mut graph = Graph::new();
-        let shape = [self.batch, self.heads, length, self.head_dim];
-        let inputs = ["q", "k", "v"].map(|name| match self.direction {
-            Direction::Forward => graph.input(name, &shape),
-            _ => graph.variable(name, &shape),
+        let kv_heads = self.features.kv_heads;
+        let inputs = [("q", self.heads), ("k", kv_heads), ("v", kv_heads)].map(|(name, heads)| {
+            let shape = [self.batch, heads, length, self.head_dim];
+            match self.direction {
+                Direction::Forward => graph.input(name, &shape),
+                _ => graph.variable(name, &shape),
+            }
         });
+        if entry.name == SOFTMAX {
+            let (out, extras) = self.features.record(&mut graph, inputs, self.causal, length)?;
+            return Ok(Recorded { graph, inputs, extras, out });
+        }
         let [q, k, v] = inputs;
         let record = entry.attention.expect("bench takes attention variants only");
         let out = record(&mut graph, q, k, v, self.causal)?;
-        Ok((graph, inputs, out))
+        Ok(Recorded { graph, inputs, extras: vec![], out })
     }
 
     /// What the variant costs at this length.
@@ -105,7 +127,7 @@ impl Setting {
     /// # Errors
     /// As [`Setting::record`].
     pub fn cost(&self, entry: &Entry, length: usize) -> Result<Cost> {
-        let (graph, ..) = self.record(entry, length)?;
+        let graph = self.record(entry, length)?.graph;
         let mut total = Cost::default();
         for node in &graph.nodes {
             let specs: Vec<&Spec> = node.inputs.iter().map(|&t| graph.spec(t)).collect();
@@ -119,17 +141,18 @@ impl Setting {
     }
 
     fn prepare(&self, entry: &Entry, length: usize) -> Result<(Plan, Tensor)> {
-        let (graph, inputs, out) = self.record(entry, length)?;
+        let Recorded { graph, inputs, extras, out } = self.record(entry, length)?;
         let roots = if self.direction == Direction::Forward { vec![] } else { vec![out] };
         let options = PlanOptions { roots: roots.clone(), keep: vec![out], ..Default::default() };
         // Planned first: where memory is short, that is an error before anything is filled.
         let plan = Plan::new(graph, self.device.clone(), &options)?;
-        let elements = self.batch * self.heads * length * self.head_dim;
+        let elements = |t: Tensor| plan.graph().spec(t).numel();
         for (stream, t) in inputs.into_iter().enumerate() {
-            plan.write(t, &normal(stream as u32, elements, self.dtype))?;
+            plan.write(t, &normal(stream as u32, elements(t), self.dtype))?;
         }
+        extras.into_iter().try_for_each(|extra| self.features.fill(&plan, extra, self, length))?;
         for root in roots {
-            plan.seed(root, &normal(3, elements, self.dtype))?;
+            plan.seed(root, &normal(3, elements(root), self.dtype))?;
         }
         Ok((plan, out))
     }

@@ -1,6 +1,7 @@
 //! `attn bench`: attention variants over lengths: time, memory, error, and from where on the O(T) ones win.
 
 mod analysis;
+mod features;
 mod measure;
 mod peer;
 mod plot;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::io::tensors::Dtype;
 use crate::ops::{Entry, OPS};
+use features::Features;
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Flush, Measured, Rounds, Setting, median};
 use peer::{Peer, PeerRow, ROUNDS};
@@ -59,7 +61,8 @@ impl Direction {
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  attn bench\n  attn bench --lengths 1024,4096,16384 --causal --direction both \
                         --out results\n  attn bench --variants softmax-attention --lengths 1024,4096 --peer torch \
-                        --python venv/bin/python\nThe last line is the answer in one sentence.")]
+                        --python venv/bin/python\n  attn bench --variants softmax-attention --window 256 --kv-heads 2 --dropout 0.1 \
+                        --direction both\nThe last line is the answer in one sentence.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
@@ -108,6 +111,8 @@ pub struct Args {
     python: String,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    features: features::Args,
 }
 
 /// What else can be compared.
@@ -128,6 +133,8 @@ struct Row {
     length: usize,
     head_dim: usize,
     causal: bool,
+    #[serde(flatten)]
+    features: Features,
     median_ms: f64,
     min_ms: f64,
     tflops: f64,
@@ -206,12 +213,11 @@ fn is_linear(setting: &Setting, entry: &Entry) -> bool {
 fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) -> Result<Vec<&'static Entry>> {
     let mut list = Vec::new();
     for entry in entries {
-        let (graph, ..) = setting.record(entry, 1)?;
-        let checked = match args.tf32 {
-            true => check_tf32(&graph, &*setting.device),
-            false => graph.check(setting.device.precision()),
+        let checked = || match (setting.record(entry, 1)?.graph, args.tf32) {
+            (graph, true) => check_tf32(&graph, &*setting.device),
+            (graph, false) => graph.check(setting.device.precision()),
         };
-        match checked {
+        match setting.features.check(entry.name).and_then(|()| checked()) {
             Ok(()) => list.push(entry),
             Err(e) if !args.variants.is_empty() => return Err(e),
             Err(e) => eprintln!("{} is left out: {e}", entry.name),
@@ -247,6 +253,7 @@ pub fn main(args: Args) -> Result<Status> {
     lengths.sort_unstable();
     lengths.dedup();
     let [batch, heads, head_dim] = [args.batch, args.heads, args.head_dim].map(|n| n as usize);
+    let features = Features::new(&args.features, heads)?;
     let longest = lengths.last().copied().unwrap_or(1);
     let elements = [batch, heads, longest].iter().try_fold(head_dim, |p, &n| p.checked_mul(n));
     if elements.is_none_or(|n| n > 1 << 40) {
@@ -268,7 +275,7 @@ pub fn main(args: Args) -> Result<Status> {
     });
 
     let (dtype, direction, causal) = (args.dtype, args.direction, args.causal);
-    let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal };
+    let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal, features };
     entries = with_kernels(&setting, entries, &args)?;
     let linear: Vec<&str> = entries.iter().filter(|e| is_linear(&setting, e)).map(|e| e.name).collect();
     let is_linear = |name: &str| linear.contains(&name);
@@ -326,7 +333,10 @@ pub fn main(args: Args) -> Result<Status> {
 fn subtitle(s: &Setting) -> String {
     let mask = if s.causal { "causal" } else { "no mask" };
     let dtype = s.dtype();
-    format!("batch {} · {} heads of size {} · {mask} · {dtype} · median of repeated runs", s.batch, s.heads, s.head_dim)
+    let features = s.features.summary(s.heads);
+    let features = if features.is_empty() { features } else { format!(" · {features}") };
+    let (batch, heads, dim) = (s.batch, s.heads, s.head_dim);
+    format!("batch {batch} · {heads} heads of size {dim} · {mask}{features} · {dtype} · median of repeated runs")
 }
 
 struct Bench<'a> {
@@ -437,6 +447,7 @@ impl Bench<'_> {
             length,
             head_dim: s.head_dim,
             causal: s.causal,
+            features: s.features.clone(),
             median_ms,
             min_ms: m.samples[0],
             tflops,

@@ -1,6 +1,7 @@
 //! `--peer torch`: the same cases through PyTorch, in a Python process of its own that answers case by case, so that
 //! its runs and ours alternate on the same machine.
 
+use super::features::Features;
 use super::measure::{Setting, median};
 use crate::device::Precision;
 use crate::error::{Error, Result};
@@ -50,6 +51,9 @@ pub struct PeerRow {
     pub head_dim: usize,
     /// As in our row.
     pub causal: bool,
+    /// As in our row.
+    #[serde(flatten)]
+    pub features: Features,
     /// `None` where it was refused, as in the four below.
     pub median_ms: Option<f64>,
     /// The fastest run.
@@ -151,7 +155,7 @@ impl Peer {
             "device": device, "threads": threads, "dtype": setting.dtype.name(),
             "tf32": setting.device.precision() == Precision::Tf32, "batch": setting.batch,
             "heads": setting.heads, "head_dim": setting.head_dim, "causal": setting.causal,
-            "direction": setting.direction.name(),
+            "direction": setting.direction.name(), "features": setting.features,
         }))?;
         match hello {
             Hello::Here { version, backends } => (peer.version, peer.backends) = (version, backends),
@@ -259,6 +263,7 @@ impl Peer {
             length,
             head_dim: s.head_dim,
             causal: s.causal,
+            features: s.features.clone(),
             median_ms,
             min_ms: timed.then(|| one.samples[0]),
             tflops: median_ms.map(|ms| work.0 / ms / 1e9),

@@ -43,14 +43,15 @@ pub fn write_csv(to: &Target, rows: &[Row]) -> Result<()> {
     to.write(|w| {
         writeln!(
             w,
-            "variant,direction,device,dtype,batch,heads,length,head_dim,causal,median_ms,min_ms,tflops,gbps,peak_bytes,error"
+            "variant,direction,device,dtype,batch,heads,length,head_dim,causal,median_ms,min_ms,tflops,gbps,peak_bytes,error,features"
         )?;
         for r in rows {
             let Row { variant, direction, device, dtype, batch, heads, length, head_dim, causal, .. } = r;
             write!(w, "{variant},{direction},{device},{dtype},{batch},{heads},{length},{head_dim},{causal},")?;
-            let Row { median_ms, min_ms, tflops, gbps, peak_bytes, error, .. } = r;
+            let Row { median_ms, min_ms, tflops, gbps, peak_bytes, error, features, .. } = r;
             let error = error.map(|e| e.to_string()).unwrap_or_default();
-            writeln!(w, "{median_ms},{min_ms},{tflops},{gbps},{peak_bytes},{error}")?;
+            let features = features.summary(*heads);
+            writeln!(w, "{median_ms},{min_ms},{tflops},{gbps},{peak_bytes},{error},{features}")?;
         }
         Ok(())
     })

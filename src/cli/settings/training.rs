@@ -61,7 +61,7 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "X")]
     pub min_lr: Option<f64>,
     /// The step at which linear and cosine reach --min-lr [default: --steps]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub schedule_steps: Option<u64>,
     /// Steps between falls (step)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -159,7 +159,7 @@ impl TrainingArgs {
             seed: 1,
             optimizer: OptimizerSettings::of(self.optimizer.unwrap_or_default()),
             accumulate: 1,
-            schedule: Schedule { schedule_steps: steps, ..Default::default() },
+            schedule: Schedule::default(),
             eval_every: 0,
             early_stop: 0,
             save_every: 1000,
@@ -240,21 +240,32 @@ impl TrainingArgs {
                 return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
             }
         }
-        let Schedule { warmup, schedule_steps, step_size, .. } = settings.schedule;
-        let missing = |what: &str, problem: &str, remedy: &str| Err(Error::argument(what, problem, remedy));
-        if schedule == Step && step_size == 0 {
-            return missing("--schedule step", "does not say when to fall", "give --step-size N");
-        }
-        if [Linear, Cosine].contains(&schedule) && warmup >= schedule_steps {
-            let what = format!("--warmup {warmup}");
-            let problem = format!("leaves no steps to fall in, of {schedule_steps}");
-            return missing(&what, &problem, "give fewer, or a larger --steps or --schedule-steps");
+        if schedule == Step && settings.schedule.step_size == 0 {
+            let problem = "does not say when to fall";
+            return Err(Error::argument("--schedule step", problem, "give --step-size N"));
         }
         settings.check_evaluations()
     }
 }
 
 impl TrainingSettings {
+    /// Sets what follows from the number of steps, once that is known: how long the schedule is.
+    ///
+    /// # Errors
+    /// If the warm-up leaves none of it.
+    pub fn settle(&mut self) -> Result<()> {
+        let Schedule { name, warmup, schedule_steps, .. } = &mut self.schedule;
+        if *schedule_steps == 0 {
+            *schedule_steps = self.steps;
+        }
+        if [ScheduleName::Linear, ScheduleName::Cosine].contains(name) && *warmup >= *schedule_steps {
+            let problem = format!("leaves no steps to fall in, of {schedule_steps}");
+            let remedy = "give fewer, or a larger --steps or --schedule-steps";
+            return Err(Error::argument(format!("--warmup {warmup}"), problem, remedy));
+        }
+        Ok(())
+    }
+
     /// An error where something waits for evaluations and there are none.
     ///
     /// # Errors

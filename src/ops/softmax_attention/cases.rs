@@ -82,6 +82,26 @@ fn unordered_cases() -> Vec<Case> {
     ]
 }
 
+/// Keys and values that a length hides are NaN or infinite, within a tile that is visible in part and in later ones.
+fn beyond_lengths(unordered: bool) -> Case {
+    Case::new(format!("NaN beyond the lengths, unordered: {unordered}"), move |g| {
+        let (keys, dim, lengths) = (70, 16, [37, 0]);
+        let q = g.normal("q", &[2, 1, 20, dim]);
+        let [k, v] = ["k", "v"].map(|name| {
+            let mut values = g.draw(2 * keys * dim, 1.0);
+            for (i, x) in values.iter_mut().enumerate() {
+                if i / dim % keys >= lengths[i / dim / keys] {
+                    *x = [f64::NAN, f64::INFINITY][i % 2];
+                }
+            }
+            g.given(name, &[2, 1, keys, dim], values)
+        });
+        let lengths = g.ints("key_lengths", &[2], 0..keys as i64 + 1, lengths.map(|n| n as i32).to_vec());
+        let op = SoftmaxAttention { unordered, ..Default::default() }.with(Extra::KeyLengths);
+        g.record(op, &[q, k, v, lengths])
+    })
+}
+
 /// An input that needs no gradient, with standard normal values.
 fn constant(g: &mut CaseGraph, name: &str, shape: &[usize]) -> Tensor {
     let values = g.draw(shape.iter().product(), 1.0);
@@ -137,6 +157,8 @@ fn plain_cases() -> Vec<Case> {
         case((2, 2, 2), (4, 0), (16, 16), false, &[]),
         case((66_000, 1, 1), (2, 2), (1, 1), true, &[]).large().of_indices(),
         case((1, 1, 1), (1000, 1000), (64, 64), true, &[]).large(),
+        beyond_lengths(false),
+        beyond_lengths(true),
         packed,
         same,
         only_lse,

@@ -165,8 +165,9 @@ fn record(g: &mut CaseGraph, features: &[Feature], sizes: Sizes) -> Result<Vec<T
         give(Extra::Bias, g.given("bias", &shape, bias));
     }
     if has(Alibi) {
-        let slopes = (1..=heads).map(|h| 2f64.powf(-8.0 * h as f64 / heads as f64)).collect();
-        let constant = g.input("alibi_slopes", &[heads]);
+        // Slopes that 16 bits cannot hold.
+        let slopes = (1..=heads).map(|h| (0.7 * 2f64.powf(-8.0 * h as f64 / heads as f64)) as f32 as f64).collect();
+        let constant = g.full_input("alibi_slopes", &[heads]);
         g.data.push((constant, Data::Real(slopes)));
         give(Extra::AlibiSlopes, constant);
     }
