@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A compact minGPT in PyTorch, to compare `attn train lm` with: same model, optimiser, split and evaluation.
 
-    train_torch.py --attn target/release/attn --text input.txt losses   # first 20 losses from the same weights, 1e-5
+    train_torch.py --attn target/release/attn --text input.txt losses   # 50 losses from the same weights, 1e-5, for
+                                                                        # every optimiser and two kinds of positions
     train_torch.py --attn target/release/attn --text input.txt speed    # a step of each, side by side
     train_torch.py --attn target/release/attn --text input.txt quality  # validation loss of three seeds each
     train_torch.py --attn target/release/attn --text input.txt reading  # transformers reads our checkpoint alike
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 LAYERS, HEADS, WIDTH, BLOCK, BATCH, LR = 3, 3, 48, 128, 16, 3e-3
+RATES = {"adamw": LR, "adam": LR, "sgd": 0.1, "adagrad": 1e-2}
 
 
 class Attention(nn.Module):
@@ -60,8 +62,15 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def sinusoidal():
+    """The course's positions: dimension i has its own argument k / 10000^(i/d), sine for even i, cosine for odd."""
+    i = torch.arange(WIDTH, dtype=torch.float64)
+    argument = torch.arange(BLOCK, dtype=torch.float64)[:, None] / 10000 ** (i / WIDTH)
+    return torch.where(i % 2 == 0, argument.sin(), argument.cos()).float()
+
+
 class Gpt(nn.Module):
-    def __init__(self, vocabulary):
+    def __init__(self, vocabulary, positions="learned"):
         super().__init__()
         self.transformer = nn.ModuleDict(
             dict(
@@ -71,6 +80,9 @@ class Gpt(nn.Module):
                 ln_f=nn.LayerNorm(WIDTH),
             )
         )
+        if positions == "sinusoidal":
+            del self.transformer["wpe"]
+            self.register_buffer("positions", sinusoidal())
         self.lm_head = nn.Linear(WIDTH, vocabulary, bias=False)
         for name, p in self.named_parameters():
             if name.endswith("bias"):
@@ -80,7 +92,8 @@ class Gpt(nn.Module):
 
     def forward(self, tokens, targets):
         t = self.transformer
-        x = t.wte(tokens) + t.wpe.weight[: tokens.shape[1]]
+        positions = t.wpe.weight if "wpe" in t else self.positions
+        x = t.wte(tokens) + positions[: tokens.shape[1]]
         for block in t.h:
             x = block(x)
         logits = self.lm_head(t.ln_f(x))
@@ -96,7 +109,13 @@ class Gpt(nn.Module):
             for name, p in self.named_parameters():
                 p.copy_(tensors[name].t() if ".h." in name and p.dim() == 2 else tensors[name])
 
-    def optimizer(self):
+    def optimizer(self, name="adamw"):
+        if name == "sgd":
+            return torch.optim.SGD(self.parameters(), lr=RATES[name], momentum=0.9)
+        if name == "adam":
+            return torch.optim.Adam(self.parameters(), lr=RATES[name])
+        if name == "adagrad":
+            return torch.optim.Adagrad(self.parameters(), lr=RATES[name])
         decayed = [p for m in self.modules() if isinstance(m, nn.Linear) for p in [m.weight]]
         ids = {id(p) for p in decayed}
         others = [p for p in self.parameters() if id(p) not in ids]
@@ -143,32 +162,44 @@ def validation_loss(model, tokens):
     return total / blocks
 
 
-def attn(args, out, steps, *flags):
+def attn(args, out, steps, *flags, lr=LR):
     command = [args.attn, "train", "lm", "--text", args.text, "--preset", "gpt-nano", "--block-size", BLOCK]
-    command += ["--batch-size", BATCH, "--steps", steps, "--lr", LR, "--dropout", 0, "--device", args.device]
+    command += ["--batch-size", BATCH, "--steps", steps, "--lr", lr, "--dropout", 0, "--device", args.device]
     command += ["--threads", args.threads, "--out", out, *flags]
     subprocess.run([str(c) for c in command], check=True)
     return [json.loads(line) for line in open(Path(out) / "log.jsonl")]
 
 
 def losses(args):
+    results = [losses_of(args, p, o) for p in args.positions.split(",") for o in args.optimizers.split(",")]
+    return all(results)
+
+
+def losses_of(args, positions, optimizer):
     vocabulary, train, _ = read(args.text)
     torch.manual_seed(1)
-    model = Gpt(vocabulary)
+    model = Gpt(vocabulary, positions)
     with tempfile.TemporaryDirectory() as folder:
         init = Path(folder) / "init"
         init.mkdir()
         save_file(model.hugging_face(), init / "model.safetensors", metadata={"format": "pt"})
-        log = attn(args, f"{folder}/out", args.steps, "--init", init, "--data-order", "sequential")
+        flags = ["--init", init, "--data-order", "sequential", "--optimizer", optimizer, "--positions", positions]
+        flags += ["--momentum", 0.9] if optimizer == "sgd" else []
+        log = attn(args, f"{folder}/out", args.steps, *flags, lr=RATES[optimizer])
         after = load_file(f"{folder}/out/model.safetensors")
     ours = [row["loss"] for row in log if "loss" in row]
-    optimizer = model.optimizer()
-    theirs = [step(model, optimizer, sequential(train, i)) for i in range(args.steps)]
+    update = model.optimizer(optimizer)
+    theirs = [step(model, update, sequential(train, i)) for i in range(args.steps)]
     worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-    for i, (a, b) in enumerate(zip(ours, theirs), 1):
-        print(f"step {i:3}  attn {a:.7f}  torch {b:.7f}  relative {abs(a - b) / abs(b):.1e}")
+    if args.verbose:
+        for i, (a, b) in enumerate(zip(ours, theirs), 1):
+            print(f"step {i:3}  attn {a:.7f}  torch {b:.7f}  relative {abs(a - b) / abs(b):.1e}")
     weights = max((after[n] - p).abs().max().item() for n, p in model.hugging_face().items())
-    print(f"largest relative difference of losses {worst:.2e} (bound 1e-5); of weights, absolute, {weights:.1e}")
+    print(
+        f"{positions} positions, {optimizer}: {args.steps} losses from {theirs[0]:.4f} to {theirs[-1]:.4f}, largest "
+        f"relative difference {worst:.2e} (bound 1e-5); of weights, absolute, {weights:.1e}",
+        flush=True,
+    )
     return worst <= 1e-5
 
 
@@ -247,9 +278,12 @@ def main():
     parser.add_argument("--text", required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="default: losses 20, speed 100, quality 2000, reading 20")
+    parser.add_argument("--steps", type=int, help="default: losses 50, speed 100, quality 2000, reading 20")
+    parser.add_argument("--positions", default="learned,sinusoidal", help="for losses")
+    parser.add_argument("--optimizers", default="adamw,sgd,adagrad", help="for losses; also adam")
+    parser.add_argument("--verbose", action="store_true", help="losses: of every step")
     args = parser.parse_args()
-    args.steps = args.steps or {"losses": 20, "speed": 100, "quality": 2000, "reading": 20}[args.what]
+    args.steps = args.steps or {"losses": 50, "speed": 100, "quality": 2000, "reading": 20}[args.what]
     torch.set_num_threads(args.threads)
     modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading}
     raise SystemExit(0 if modes[args.what](args) else 1)
