@@ -4,28 +4,49 @@
 use super::{Place, is_plain};
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 
 /// Numbers for characters: the n-th character of the vocabulary is token n.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Characters {
     characters: Vec<char>,
-    ids: HashMap<char, i32>,
+    /// By code point, as far as they are needed; −1: unknown.
+    ids: Vec<i32>,
+}
+
+/// Which characters have occurred, by code point.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Vec<bool>);
+
+impl Seen {
+    /// Those of a text.
+    pub fn add(&mut self, text: &str) {
+        for c in text.chars() {
+            if c as usize >= self.0.len() {
+                self.0.resize(c as usize + 1, false);
+            }
+            self.0[c as usize] = true;
+        }
+    }
+
+    /// All so far, sorted by code point.
+    pub fn characters(&self) -> Characters {
+        let seen = (0u32..).zip(&self.0).filter(|(_, seen)| **seen);
+        Characters::from_list(seen.filter_map(|(code, _)| char::from_u32(code)).collect())
+    }
 }
 
 impl Characters {
     /// The characters of a text, sorted by code point.
     pub fn of(text: &str) -> Characters {
-        Self::from_set(&text.chars().collect())
-    }
-
-    /// These characters.
-    pub fn from_set(characters: &BTreeSet<char>) -> Characters {
-        Self::from_list(characters.iter().copied().collect())
+        let mut seen = Seen::default();
+        seen.add(text);
+        seen.characters()
     }
 
     fn from_list(characters: Vec<char>) -> Characters {
-        let ids = characters.iter().enumerate().map(|(i, &c)| (c, i as i32)).collect();
+        let mut ids = vec![-1; characters.iter().max().map_or(0, |&c| c as usize + 1)];
+        characters.iter().enumerate().for_each(|(i, &c)| ids[c as usize] = i as i32);
         Characters { characters, ids }
     }
 
@@ -46,7 +67,7 @@ impl Characters {
     pub fn encode(&self, text: &str, source: &str, place: Place, tokens: &mut Vec<i32>) -> Result<()> {
         tokens.reserve(text.len());
         for (i, c) in text.chars().enumerate() {
-            let Some(&id) = self.ids.get(&c) else {
+            let Some(&id) = self.ids.get(c as usize).filter(|&&id| id >= 0) else {
                 let known = self.len();
                 let remedy = format!("use only the {known} characters that the model was trained on");
                 return Err(place.after(text, i).error(source, &format!("character {c:?}"), remedy));
@@ -64,7 +85,7 @@ impl Characters {
 
     /// What `tokenizer.json` holds.
     pub fn to_json(&self) -> Value {
-        let vocab: BTreeMap<String, i32> = self.ids.iter().map(|(c, &i)| (c.to_string(), i)).collect();
+        let vocab: BTreeMap<String, i32> = (0..).zip(&self.characters).map(|(i, c)| (c.to_string(), i)).collect();
         json!({
             "version": "1.0",
             "truncation": null,

@@ -14,7 +14,6 @@ pub use words::{Counts, Words};
 use crate::error::{Error, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -145,14 +144,15 @@ impl Tokenizer {
     ) -> Result<Tokenizer> {
         match choice {
             Choice::Characters => {
-                let mut set = BTreeSet::new();
+                let mut seen = characters::Seen::default();
                 for text in texts {
-                    set.extend(text?.chars());
+                    seen.add(&text?);
                 }
-                if set.is_empty() {
+                let characters = seen.characters();
+                if characters.is_empty() {
                     return Err(characters::nothing_known(source));
                 }
-                Ok(Tokenizer::Characters(Characters::from_set(&set)))
+                Ok(Tokenizer::Characters(characters))
             }
             Choice::Words => {
                 let mut counts = Counts::default();
