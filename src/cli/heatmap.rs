@@ -64,13 +64,13 @@ pub fn main(args: Args) -> Result<Status> {
     let config = checkpoint.config();
     let layers = chosen("--layer", &args.layer, config.layers)?;
     let heads = chosen("--head", &args.head, config.heads)?;
-    let tokens = checkpoint.vocabulary().encode(&args.text, "--text")?;
+    let tokens = checkpoint.tokenizer().encode(&args.text, "--text")?;
     let block = config.block;
     if tokens.is_empty() || tokens.len() > block {
         let problem = format!("has {} tokens, and the model sees 1 to {block} at once", tokens.len());
         return Err(Error::argument("--text", problem, "give a text of that length"));
     }
-    let words: Vec<String> = tokens.iter().map(|&t| visible(&checkpoint.vocabulary().decode(&[t]))).collect();
+    let words: Vec<String> = tokens.iter().map(|&t| visible(&checkpoint.tokenizer().decode(&[t]))).collect();
 
     let gpt = Gpt::new(config.clone())?;
     let look = Look::new(&gpt, tokens.len(), args.device.open(Precision::F32)?)?;
