@@ -7,6 +7,7 @@
 // A state is stored as S (Dk×Dv), then z (Dk). Segments of queries and of keys match: query t's last key, t + S − T, lies
 // in the segment of t's number plus `first`; `pad` is where that makes segment 0 of the keys start, counted before key 0.
 // Defines: CAUSAL, FEATURE_MAP (position in FeatureMap::ALL).
+#include "feature_map.cuh"
 #include "numbers.cuh"
 
 static constexpr int TILE = 64, THREADS = 256;
@@ -25,23 +26,6 @@ struct Problem {
     const float* shift;     // c = −dout·out (B,H,T)
     const float* states;    // sums up to each segment of keys; from each segment of queries on
 };
-
-__device__ __forceinline__ float feature(float x) {
-#if FEATURE_MAP == 0
-    return x > 0.f ? x + 1.f : expf(x);
-#elif FEATURE_MAP == 1
-    return x < 0.f ? 0.f : x;  // NaN stays NaN
-#endif
-}
-
-// φ′(x) from φ(x).
-__device__ __forceinline__ float slope(float feature) {
-#if FEATURE_MAP == 0
-    return feature > 1.f ? 1.f : feature;
-#elif FEATURE_MAP == 1
-    return feature > 0.f ? 1.f : 0.f;
-#endif
-}
 
 __device__ __forceinline__ int key_length(const Problem& p, int b) { return p.lengths ? p.lengths[b] : p.keys; }
 __device__ __forceinline__ int columns_of(const Problem& p, Operand what) {

@@ -107,6 +107,9 @@ pub struct Contract {
     pub constant_inputs: Vec<usize>,
     /// Outputs that no gradient flows through.
     pub constant_outputs: Vec<usize>,
+    /// Outputs that have memory of their own, zeros at first: what a run does not write stays from the runs before. A cache
+    /// of keys and values, a recurrent state.
+    pub persistent_outputs: Vec<usize>,
     /// Which inputs are weights: many rows add to their gradients, which are therefore [`Kind::Full`]. Empty: none.
     pub weights: Vec<bool>,
 }

@@ -176,6 +176,11 @@ impl Plan {
         for t in graph.fed() {
             offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
         }
+        for node in &graph.nodes {
+            for t in node.contract.persistent_outputs.iter().map(|&output| node.outputs[output]) {
+                offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
+            }
+        }
         for t in options.roots.iter().map(|&t| owner(t)) {
             gradient_offsets.entry(t).or_insert_with(|| reserve(graph.spec(t).numel() * size_of(gradient_kind(t))));
         }
@@ -188,8 +193,8 @@ impl Plan {
         for (i, node) in graph.nodes.iter().enumerate() {
             let in_backward = steps.contains(&i);
             for &t in &node.outputs {
-                let spec = graph.spec(t);
-                offsets.insert(t, Slot::Pooled(pool.add(spec.numel() * size_of(spec.kind), i, value_end[&t])));
+                let bytes = graph.spec(t).numel() * size_of(graph.spec(t).kind);
+                offsets.entry(t).or_insert_with(|| Slot::Pooled(pool.add(bytes, i, value_end[&t])));
             }
             let end = if in_backward { backward_time(i) } else { i };
             let bytes = |spec: &Spec| spec.numel() * size_of(spec.kind);
@@ -367,7 +372,7 @@ impl Plan {
         self.parameters
     }
 
-    /// Writes a floating-point input or a parameter, in row-major order.
+    /// Writes a floating-point input, constant or parameter, in row-major order.
     ///
     /// # Errors
     /// If the number of values is not the tensor's.

@@ -2,9 +2,11 @@
 
 pub mod bench;
 pub mod completions;
+mod curves;
 pub mod device;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod heatmap;
 pub mod kernels;
@@ -12,6 +14,7 @@ pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;
+mod sweep;
 pub mod train;
 pub mod validate;
 
@@ -54,6 +57,7 @@ enum Command {
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Export(export::Args),
     Generate(generate::Args),
     Heatmap(heatmap::Args),
     Probe(probe::Args),
@@ -75,6 +79,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
+        Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
         Command::Heatmap(args) => heatmap::main(args),
         Command::Probe(args) => probe::main(args),

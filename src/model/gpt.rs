@@ -15,10 +15,13 @@ use crate::ops::OPS;
 use crate::ops::add::Add;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::Embedding;
+use crate::ops::key_value_cache::KeyValueCache;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Activation, Linear, WeightLayout};
 use crate::ops::linear_attention::{self, LinearAttention};
+use crate::ops::linear_attention_step::LinearAttentionStep;
 use crate::ops::linear_cross_entropy::LinearCrossEntropy;
+use crate::ops::mean_similarity_attention::{self, MeanSimilarityAttention};
 use crate::ops::permute_heads::{HeadOrder, PermuteHeads};
 use crate::ops::reweight_heads::ReweightHeads;
 use crate::ops::rotary::{self, Rotary, angles};
@@ -70,6 +73,19 @@ pub struct Conditions {
     pub random: Option<Tensor>,
     /// Integers (B): how many tokens of each row are no padding.
     pub lengths: Option<Tensor>,
+    /// In generation token by token: where in the text the one token stands.
+    pub place: Option<Place>,
+}
+
+/// Where one token stands after others that earlier runs have seen ([`Gpt::next_logits`]).
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Its position, integer (1,1).
+    pub position: Tensor,
+    /// Tokens up to it, integer (1).
+    pub length: Tensor,
+    /// Rotary angles of the position, full (1,D) ([`rotary::angles_at`]).
+    pub angles: Option<Tensor>,
 }
 
 /// What a layer's attention computed from, for looking inside.
@@ -178,6 +194,39 @@ impl Gpt {
         g.one(Linear { weight: WeightLayout::OutIn, bias: false, activation: None }, &[states, head])
     }
 
+    /// Whether [`Gpt::next_logits`] can be recorded; if not, what keeps it from.
+    ///
+    /// # Errors
+    /// Naming the option.
+    pub fn steps_by_token(&self) -> std::result::Result<(), String> {
+        let known =
+            [softmax_attention::ENTRY, linear_attention::ENTRY, mean_similarity_attention::ENTRY].map(|e| e.name);
+        if let Some(other) = self.config.attention.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(format!("--attention {other} has no cache"));
+        }
+        if self.config.head_merging.merge == HeadMerge::Reweight {
+            return Err("--head-merge reweight takes norms over all tokens".into());
+        }
+        Ok(())
+    }
+
+    /// Records the logits (1,1,V) after one token (1,1), which stands behind those of earlier runs of the same plan: keys and
+    /// values so far are kept in caches of a block, and linear attention's sums in a state of constant size. Position 0
+    /// begins anew. What is to be written before each run is the token and its [`Place`].
+    ///
+    /// # Errors
+    /// As [`Gpt::hidden`]; [`Gpt::steps_by_token`] says which models cannot.
+    pub fn next_logits(&self, g: &mut Graph, token: Tensor) -> Result<(Tensor, Place)> {
+        self.steps_by_token().map_err(|why| Error::argument("the model", why, "compute whole windows"))?;
+        let GptConfig { block, width, heads, .. } = self.config;
+        let position = g.indices("position", &[1, 1], 0..block as i64);
+        let length = g.indices("length", &[1], 0..block as i64 + 1);
+        let angles = (self.config.positions == Positions::Rotary).then(|| angles(g, 1, width / heads, rotary::BASE));
+        let place = Place { position, length, angles };
+        let logits = self.logits(g, token, Conditions { place: Some(place), ..Default::default() })?;
+        Ok((logits, place))
+    }
+
     /// Records all but the head, on tokens (B,T), T up to the block size.
     ///
     /// # Errors
@@ -186,7 +235,7 @@ impl Gpt {
         let (c, inner) = (self.config.width, self.config.inner_width());
         let DropoutRates { embedding, residual, .. } = conditions.dropout;
         let wte = g.parameter("transformer.wte.weight", &[self.config.vocabulary, c], false);
-        let x = self.embed(g, tokens, wte)?; // (B,T,C)
+        let x = self.embed(g, tokens, wte, conditions.place)?; // (B,T,C)
         let shared = self.shared(g, g.shape(tokens)[1], conditions);
         // Each place that drops has a stream of its own: 0 here, then two a block.
         let mut stream = 0;
@@ -216,8 +265,8 @@ impl Gpt {
     }
 
     /// Tokens (B,T) as vectors (B,T,C), with positions where they are added.
-    fn embed(&self, g: &mut Graph, tokens: Tensor, wte: Tensor) -> Result<Tensor> {
-        let (length, c) = (g.shape(tokens)[1], self.config.width);
+    fn embed(&self, g: &mut Graph, tokens: Tensor, wte: Tensor, place: Option<Place>) -> Result<Tensor> {
+        let (length, c) = (if place.is_some() { self.config.block } else { g.shape(tokens)[1] }, self.config.width);
         let positions = match self.config.positions {
             Positions::Learned => Some(g.parameter("transformer.wpe.weight", &[self.config.block, c], false)),
             kind @ (Positions::Sinusoidal | Positions::SinusoidalPaired) => {
@@ -226,13 +275,21 @@ impl Gpt {
             }
             Positions::Rotary | Positions::Alibi | Positions::None => None,
         };
+        if let (Some(place), Some(table)) = (place, positions) {
+            let token = g.one(Embedding { positions: false }, &[tokens, wte])?;
+            let position = g.one(Embedding { positions: false }, &[place.position, table])?;
+            return g.one(Add, &[token, position]);
+        }
         let inputs: Vec<Tensor> = [tokens, wte].into_iter().chain(positions).collect();
         g.one(Embedding { positions: positions.is_some() }, &inputs)
     }
 
     fn shared(&self, g: &mut Graph, length: usize, conditions: Conditions) -> Shared {
         let GptConfig { heads, width, positions, head_merging: merging, .. } = self.config;
-        let angles = (positions == Positions::Rotary).then(|| angles(g, length, width / heads, rotary::BASE));
+        let angles = match conditions.place {
+            Some(place) => place.angles,
+            None => (positions == Positions::Rotary).then(|| angles(g, length, width / heads, rotary::BASE)),
+        };
         let slopes = (positions == Positions::Alibi)
             .then(|| g.constant("ALiBi slopes", Spec::real([heads]), alibi_slopes(heads)));
         let order = match conditions.random {
@@ -273,6 +330,9 @@ impl Gpt {
         shared: &Shared,
     ) -> Result<(Tensor, Option<Tensor>)> {
         let name = self.config.attention_of(layer);
+        if let Some(place) = shared.conditions.place {
+            return Ok((self.attend_to_past(g, name, [q, k, v], shared, place)?, None));
+        }
         if name == linear_attention::ENTRY.name {
             let op = LinearAttention { causal: true, feature_map: self.config.feature_map };
             return Ok((g.one(op, &[q, k, v])?, None));
@@ -294,6 +354,34 @@ impl Gpt {
         }
         let outputs = g.record(op, &inputs)?;
         Ok((outputs[0], Some(outputs[1])))
+    }
+
+    /// One token's attention: linear attention on its state, the others on all keys and values so far.
+    fn attend_to_past(
+        &self,
+        g: &mut Graph,
+        name: &str,
+        [q, k, v]: [Tensor; 3],
+        shared: &Shared,
+        place: Place,
+    ) -> Result<Tensor> {
+        if name == linear_attention::ENTRY.name {
+            let step = LinearAttentionStep { feature_map: self.config.feature_map };
+            return g.one(step, &[q, k, v, place.position]);
+        }
+        let cache = KeyValueCache { length: self.config.block };
+        let (k, v) = (g.one(cache, &[k, place.position])?, g.one(cache, &[v, place.position])?);
+        if name != softmax_attention::ENTRY.name {
+            return g.one(MeanSimilarityAttention::default(), &[q, k, v, place.length]);
+        }
+        let (mut op, mut inputs) =
+            (SoftmaxAttention::causal(false).with(Extra::KeyLengths), vec![q, k, v, place.length]);
+        if let Some(slopes) = shared.slopes {
+            // Counted from the cache's end rather than the token: all scores fall by the same more, which softmax ignores.
+            op = op.with(Extra::AlibiSlopes);
+            inputs.push(slopes);
+        }
+        g.one(op, &inputs)
     }
 
     /// The order of a layer's heads where they are shuffled, for a generator's seed and step; a fixed order has
@@ -338,7 +426,7 @@ impl Gpt {
         let full = || vec![length as i32; rows];
         let lengths =
             merging.reads_lengths().then(|| g.preset_indices("lengths", &[rows], 0..length as i64 + 1, full()));
-        Conditions { dropout, random, lengths }
+        Conditions { dropout, random, lengths, place: None }
     }
 
     /// Records the model with its loss, for batches of `rows` blocks. `dropout` is one probability for all places, or

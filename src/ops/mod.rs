@@ -2,19 +2,23 @@
 
 pub mod add;
 pub mod attention;
+pub mod concatenate;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_attention;
+pub mod linear_attention_step;
 pub mod linear_cross_entropy;
 pub mod matmul;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
 pub mod permute_heads;
+pub mod recurrent;
 pub mod reweight_heads;
 pub mod rotary;
 pub(crate) mod rows;
@@ -51,6 +55,7 @@ pub type RecordAttention = fn(&mut Graph, q: Tensor, k: Tensor, v: Tensor, causa
 pub static OPS: &[&Entry] = &[
     &softmax_attention::ENTRY,
     &linear_attention::ENTRY,
+    &linear_attention_step::ENTRY,
     &mean_similarity_attention::ENTRY,
     &multi_head_attention::ENTRY,
     &self_attention::ENTRY,
@@ -65,7 +70,11 @@ pub static OPS: &[&Entry] = &[
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
     &linear_cross_entropy::ENTRY,
+    &recurrent::GRU,
+    &recurrent::RNN,
     &copy::ENTRY,
+    &concatenate::ENTRY,
+    &key_value_cache::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,
     &crate::optimizer::adam::ENTRY,

@@ -58,14 +58,15 @@ static RUN: RunSpec = RunSpec {
 
 /// The table (P,D) of positions 0 to P−1: row t holds cos of t·base^(−2i/D) for i < D/2, then sin of the same.
 pub fn angles(g: &mut Graph, positions: usize, columns: usize, base: f64) -> Tensor {
-    let half = columns / 2;
-    let mut values = Vec::with_capacity(positions * columns);
-    for t in 0..positions {
-        let angle = |i: usize| t as f64 * base.powf(-2.0 * i as f64 / columns as f64);
-        values.extend((0..half).map(|i| angle(i).cos()));
-        values.extend((0..columns - half).map(|i| angle(i).sin()));
-    }
+    let values = (0..positions).flat_map(|t| angles_at(t, columns, base)).collect();
     g.constant("rotary angles", Spec::full([positions, columns]), values)
+}
+
+/// The table's row of one position.
+pub fn angles_at(position: usize, columns: usize, base: f64) -> Vec<f64> {
+    let half = columns / 2;
+    let angle = |i: usize| position as f64 * base.powf(-2.0 * i as f64 / columns as f64);
+    (0..half).map(|i| angle(i).cos()).chain((0..columns - half).map(|i| angle(i).sin())).collect()
 }
 
 impl Op for Rotary {
