@@ -2,8 +2,8 @@
 
 use super::settings::DataSettings;
 use crate::data::cache::{Opened, Pending, Source};
-use crate::data::tokenizer::Choice;
 use crate::data::tasks::{Task, TaskBatches};
+use crate::data::tokenizer::Choice;
 use crate::data::{Batch, Batches, Corpus, Found, Text, Tokenizer, Window, addition};
 use crate::error::{Error, Result};
 use crate::plan::Plan;

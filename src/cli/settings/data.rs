@@ -1,7 +1,7 @@
 //! What is learned: the flags that choose and cut it.
 
-use crate::data::tokenizer::Choice;
 use crate::data::tasks::Task;
+use crate::data::tokenizer::Choice;
 use crate::data::{Column, DataOrder, Documents, Format, addition};
 use crate::error::{Error, Result};
 use std::path::PathBuf;
