@@ -2,10 +2,12 @@
 
 use super::settings::DataSettings;
 use crate::data::cache::{Opened, Pending, Source};
+use crate::data::tasks::{Task, TaskBatches};
 use crate::data::tokenizer::Choice;
-use crate::data::{Corpus, Found, Text, Tokenizer, addition};
+use crate::data::{Batch, Batches, Corpus, Found, Text, Tokenizer, Window, addition};
 use crate::error::{Error, Result};
-use crate::train::Progress;
+use crate::plan::Plan;
+use crate::train::{Answers, Evaluation, Evaluator, Progress};
 use std::path::Path;
 
 /// What a run learns.
@@ -13,16 +15,111 @@ use std::path::Path;
 pub struct Prepared {
     /// What makes tokens.
     pub tokenizer: Tokenizer,
-    /// To train on.
-    pub train: Corpus,
-    /// To validate on.
-    pub validation: Corpus,
-    /// What messages call the two.
-    pub names: [String; 2],
+    /// Where rows come from.
+    pub origin: Origin,
     /// What messages call both.
     pub name: String,
     /// Tokens that were encoded anew, to be kept beside the run.
     pub caches: Vec<Pending>,
+}
+
+/// Where rows come from.
+#[derive(Debug)]
+pub enum Origin {
+    /// A text, or addition's problems.
+    Corpora {
+        /// To train on.
+        train: Corpus,
+        /// To validate on.
+        validation: Corpus,
+        /// What messages call the two.
+        names: [String; 2],
+    },
+    /// A task, without end.
+    Task(Task),
+}
+
+/// Rows to learn, and those to validate on.
+pub enum Rows {
+    /// Of corpora.
+    Corpora {
+        /// What steps learn.
+        batches: Batches,
+        /// What is validated on.
+        validation: Corpus,
+        /// Its losses.
+        evaluator: Evaluator,
+        /// Where answers are right or wrong (addition): what finds which.
+        answers: Option<Answers>,
+    },
+    /// Of a task.
+    Task {
+        /// What steps learn, and what is validated on.
+        batches: TaskBatches,
+        /// What finds which answers are right.
+        answers: Answers,
+    },
+}
+
+/// Batches that a generated task is validated on.
+const VALIDATION: u64 = 8;
+
+impl Rows {
+    /// The batch of this number, counted from 0.
+    pub fn batch(&self, index: u64) -> Batch {
+        match self {
+            Rows::Corpora { batches, .. } => batches.batch(index),
+            Rows::Task { batches, .. } => batches.training(index),
+        }
+    }
+
+    /// The tokens of the first row to validate on, of at most `length`.
+    pub fn first(&self, length: usize) -> Vec<i32> {
+        let mut batch = Batch::default();
+        match self {
+            Rows::Corpora { validation, .. } => {
+                if let Some(window) = validation.validation(length).next() {
+                    validation.append(&window, length, &mut batch);
+                }
+            }
+            Rows::Task { batches, .. } => batch = batches.validation(batches.task().size(), 0),
+        }
+        batch.tokens.truncate(batch.lengths.first().map_or(0, |&n| n as usize));
+        batch.tokens
+    }
+
+    /// Evaluates a plan's parameters on rows of `length` tokens, of which a batch has `rows`.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn evaluate(&self, plan: &Plan, rows: usize, length: usize) -> Result<Evaluation> {
+        match self {
+            Rows::Corpora { validation, evaluator, answers, .. } => {
+                evaluator.plan().copy_parameters(plan)?;
+                let windows = || validation.validation(length);
+                let mut progress = Progress::new("validation", 0, windows().count() as u64);
+                let mut found = evaluator.run(validation, windows(), |done| progress.reached(done as u64))?;
+                progress.finish();
+                if let Some(answers) = answers {
+                    answers.plan().copy_parameters(plan)?;
+                    let windows: Vec<Window> = windows().collect();
+                    let batch = |windows: &[Window]| {
+                        let mut batch = Batch::default();
+                        windows.iter().for_each(|window| validation.append(window, length, &mut batch));
+                        (windows.len()..rows).for_each(|_| validation.append_nothing(length, &mut batch));
+                        batch
+                    };
+                    found.accuracy = Some(answers.run(windows.chunks(rows).map(batch))?.accuracy());
+                }
+                Ok(found)
+            }
+            Rows::Task { batches, answers } => {
+                answers.plan().copy_parameters(plan)?;
+                let score = answers.run((0..VALIDATION).map(|i| batches.validation(batches.task().size(), i)))?;
+                Ok(Evaluation { tokens: score.asked, loss: score.loss(), accuracy: Some(score.accuracy()) })
+            }
+        }
+    }
 }
 
 /// The tokens of the text and of the one to validate on, beside the run.
@@ -40,14 +137,21 @@ pub fn prepare(
     directories: &[&Path],
 ) -> Result<Prepared> {
     let Some(path) = settings.text.clone() else {
-        let (corpus, tokenizer) = addition::corpus(seed);
+        let (tokenizer, origin, task) = match settings.generated() {
+            Some(task) => (task.check()?.tokenizer(), Origin::Task(task), task.name()),
+            None => {
+                let (corpus, tokenizer) = addition::corpus(seed);
+                let (train, validation) = corpus.split();
+                let names = splits("the addition problems");
+                (tokenizer, Origin::Corpora { train, validation, names }, "addition")
+            }
+        };
         if let Some(given) = given.filter(|t| **t != tokenizer) {
-            let problem = format!("the weights know {} {}, not addition's", given.len(), given.unit());
-            return Err(Error::argument("--init", problem, "give a --text in those"));
+            let problem = format!("the weights know {} {}, not those of {task}", given.len(), given.unit());
+            return Err(Error::argument("--init", problem, "give a --text in those, or the same --task"));
         }
-        let (train, validation) = corpus.split();
-        let name = "the addition problems".to_string();
-        return Ok(Prepared { tokenizer, train, validation, names: splits(&name), name, caches: vec![] });
+        let name = format!("the {task} problems");
+        return Ok(Prepared { tokenizer, origin, name, caches: vec![] });
     };
     let text = Text::open(&path)?;
     let held_out = settings.validation_text.as_deref().map(Text::open).transpose()?;
@@ -86,7 +190,8 @@ pub fn prepare(
             eprintln!("{name}: {} documents{were}", corpus.len());
         }
     }
-    Ok(Prepared { tokenizer, train, validation, names, name, caches })
+    let origin = Origin::Corpora { train, validation, names };
+    Ok(Prepared { tokenizer, origin, name, caches })
 }
 
 fn splits(name: &str) -> [String; 2] {

@@ -1,17 +1,19 @@
 //! `attn train`: models from text, on any device.
 
 use super::device::DeviceArgs;
-use super::prepare::{Prepared, prepare};
+use super::prepare::{Origin, Prepared, Rows, prepare};
 use super::settings::{DataSettings, Settings, SettingsArgs, TrainingSettings};
 use super::{Status, curves, print_line};
-use crate::data::{Batch, Batches, Corpus, Tokenizer};
+use crate::data::Batches;
+use crate::data::Tokenizer;
+use crate::data::tasks::TaskBatches;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::{Choice, Sampler};
 use crate::model::{Gpt, GptConfig};
 use crate::train::checkpoint::{self, BEST, Checkpoint, Initial, State};
 use crate::train::{
-    Ended, Evaluation, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
+    Answers, Ended, Evaluation, Evaluator, Hooks, Kept, Log, StepOptions, Timing, TrainingStep, Watch, directory,
     interrupted_by_ctrl_c, log, run,
 };
 use std::path::{Path, PathBuf};
@@ -39,6 +41,7 @@ enum Model {
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   attn train lm --out adder                                learns two-digit addition
+  attn train lm --task recall --pairs 4 --out recall       learns to look values up
   attn train lm --text input.txt --steps 5000 --out run    learns a text
   attn train lm --resume run --steps 10000                 goes on where that stopped
   attn train lm --text input.txt --out run --schedule cosine --warmup 100 --eval-every 250 --early-stop 4
@@ -90,7 +93,10 @@ fn lm(args: LmArgs) -> Result<Status> {
     }
     let Trained { out, steps, found, watch } = train(args)?;
     let (loss, perplexity, shown) = (found.loss, found.perplexity(), out.display());
-    print_line(format_args!("{steps} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
+    let accuracy = found.accuracy.map_or(String::new(), |x| format!(", val_accuracy {:.2} %", 100.0 * x));
+    print_line(format_args!(
+        "{steps} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}{accuracy}; in {shown}"
+    ))?;
     if let Some(best) = watch.best {
         let (step, folder) = (watch.best_step, out.join(BEST));
         print_line(format_args!("best val_loss {best:.4} after {step} steps; in {}", folder.display()))?;
@@ -136,17 +142,24 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         _ => None,
     };
     let directories: Vec<&Path> = [Some(&out), from.as_ref()].into_iter().flatten().map(|d| d.as_path()).collect();
-    let Prepared { tokenizer, train, validation, names, name, caches } =
+    let Prepared { tokenizer, origin, name, caches } =
         prepare(&mut settings.data, settings.training.seed, given, &directories)?;
     let DataSettings { batch_size, block_size, data_order, .. } = settings.data;
     let length = settings.data.row_length();
     let TrainingSettings { seed, optimizer, accumulate, .. } = settings.training;
     let dropout = settings.model.dropout_rates();
-    validation.check_length(&names[1], block_size)?;
-    let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
-    if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
-        settings.training.steps = steps;
-    }
+    let addition = settings.data.text.is_none();
+    let (corpora, tasks) = match origin {
+        Origin::Corpora { train, validation, names } => {
+            validation.check_length(&names[1], block_size)?;
+            let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
+            if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
+                settings.training.steps = steps;
+            }
+            (Some((batches, validation)), None)
+        }
+        Origin::Task(task) => (None, Some(TaskBatches::new(task, batch_size, block_size, seed)?)),
+    };
     settings.training.settle()?;
     check_unfinished(state, &settings.training)?;
 
@@ -162,7 +175,16 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
         device.clone(),
         StepOptions { optimizer, accumulate, seed, eager: args.eager },
     )?;
-    let evaluator = Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?;
+    let answers = || Answers::new(&gpt, batch_size, device.clone());
+    let rows = match (corpora, tasks) {
+        (Some((batches, validation)), _) => {
+            let evaluator = Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?;
+            let answers = addition.then(answers).transpose()?;
+            Rows::Corpora { batches, validation, evaluator, answers }
+        }
+        (None, Some(batches)) => Rows::Task { batches, answers: answers()? },
+        (None, None) => unreachable!("rows come from somewhere"),
+    };
     let plan = training.plan();
     match (&resumed, &initial) {
         (Some(checkpoint), _) => {
@@ -182,15 +204,8 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
     caches.into_iter().try_for_each(|cache| cache.keep(&out))?;
     let mut log = Log::open(&out, from.as_deref(), done)?;
     announce(&gpt, &training, &tokenizer, &name, &device.name());
-    let rows = validation.validation(length).count();
-    let mut evaluate = |training: &TrainingStep, _: u64| {
-        evaluator.plan().copy_parameters(training.plan())?;
-        let mut progress = Progress::new("validation", 0, rows as u64);
-        let found = evaluator.run(&validation, validation.validation(length), |done| progress.reached(done as u64))?;
-        progress.finish();
-        Ok(found)
-    };
-    let mut writer = Writer::new(&gpt, &device, &validation, length, &tokenizer);
+    let mut evaluate = |training: &TrainingStep, _: u64| rows.evaluate(training.plan(), batch_size, length);
+    let mut writer = Writer::new(&gpt, &device, rows.first(length), &tokenizer);
     let mut sample = |training: &TrainingStep| writer.write(training);
     let mut save = |training: &TrainingStep, step: u64, watch: &Watch, kept: Kept| {
         let state = State { step, watch: *watch };
@@ -203,13 +218,8 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let stop = || interrupted.load(Ordering::SeqCst);
     let TrainingSettings { steps, eval_every, save_every, early_stop, schedule, .. } = settings.training;
     let timing = Timing { from: done, steps, eval_every, save_every, early_stop };
-    let hooks = Hooks {
-        batch: &|i| batches.batch(i),
-        evaluate: &mut evaluate,
-        sample: &mut sample,
-        save: &mut save,
-        stop: &stop,
-    };
+    let hooks =
+        Hooks { batch: &|i| rows.batch(i), evaluate: &mut evaluate, sample: &mut sample, save: &mut save, stop: &stop };
     let ended = run(&mut training, timing, (optimizer.lr, schedule), &mut watch, &mut log, hooks)?;
     let title = format!("{name}, {}", gpt.config().attention.join(","));
     curves::write(&out, &curves::of_run(&log::rows(&out)?, &title))?;
@@ -243,20 +253,9 @@ impl<'a> Writer<'a> {
     const GIVEN: usize = 8;
     const ADDED: usize = 40;
 
-    fn new(
-        gpt: &'a Gpt,
-        device: &'a Arc<dyn Device>,
-        validation: &Corpus,
-        length: usize,
-        tokenizer: &'a Tokenizer,
-    ) -> Writer<'a> {
-        let mut batch = Batch::default();
-        if let Some(window) = validation.validation(length).next() {
-            validation.append(&window, length, &mut batch);
-        }
-        let known = batch.lengths.first().map_or(0, |&n| n as usize).min(Self::GIVEN);
-        batch.tokens.truncate(known);
-        Writer { gpt, device, prompt: batch.tokens, tokenizer, sampler: None }
+    fn new(gpt: &'a Gpt, device: &'a Arc<dyn Device>, mut row: Vec<i32>, tokenizer: &'a Tokenizer) -> Writer<'a> {
+        row.truncate(Self::GIVEN);
+        Writer { gpt, device, prompt: row, tokenizer, sampler: None }
     }
 
     fn write(&mut self, training: &TrainingStep) -> Result<String> {

@@ -176,6 +176,11 @@ impl TaskBatches {
         Ok(TaskBatches { task, rows, block, seed, keys, values, mark })
     }
 
+    /// The task.
+    pub fn task(&self) -> Task {
+        self.task
+    }
+
     /// What a step, counted from 0, learns: rows of sizes from 1 to the task's.
     pub fn training(&self, step: u64) -> Batch {
         self.batch(TRAINING, step, |draws| 1 + draws.below(self.task.size()))

@@ -22,6 +22,8 @@ pub struct Evaluation {
     pub tokens: usize,
     /// Their mean negative log-likelihood, in nats.
     pub loss: f64,
+    /// Of a task with right answers: the share of predictions whose likeliest token is the right one.
+    pub accuracy: Option<f64>,
 }
 
 impl Evaluation {
@@ -63,7 +65,7 @@ impl Evaluator {
             tokens += count;
         };
         self.each(corpus, windows, None, each, progress)?;
-        Ok(Evaluation { tokens, loss: if tokens == 0 { 0.0 } else { sum / tokens as f64 } })
+        Ok(Evaluation { tokens, loss: if tokens == 0 { 0.0 } else { sum / tokens as f64 }, accuracy: None })
     }
 
     /// The same for each document on its own, of which some may have no window, and so no tokens. Rows that no window
@@ -78,7 +80,7 @@ impl Evaluator {
         mates: Option<&Corpus>,
         progress: impl FnMut(usize),
     ) -> Result<Vec<Evaluation>> {
-        let mut found = vec![Evaluation { tokens: 0, loss: 0.0 }; corpus.len()];
+        let mut found = vec![Evaluation { tokens: 0, loss: 0.0, accuracy: None }; corpus.len()];
         let each = |window: &Window, loss, count| {
             let document = &mut found[window.document];
             document.loss += loss;

@@ -81,7 +81,11 @@ impl Log {
 
     /// A validation row.
     pub fn validation(&mut self, step: u64, found: Evaluation) -> Result<()> {
-        self.row(json!({ "step": step, "val_loss": found.loss, "val_perplexity": found.perplexity() }))
+        let mut row = json!({ "step": step, "val_loss": found.loss, "val_perplexity": found.perplexity() });
+        if let Some(accuracy) = found.accuracy {
+            row["val_accuracy"] = json!(accuracy);
+        }
+        self.row(row)
     }
 
     /// What the model writes after so many steps: for TensorBoard only, as code, line by line as it is.

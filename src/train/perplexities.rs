@@ -96,7 +96,7 @@ impl Row {
 
     /// Its figures by name; every document's too where asked.
     pub fn to_json(&self, per_document: bool) -> Value {
-        let Evaluation { tokens, loss } = self.found;
+        let Evaluation { tokens, loss, .. } = self.found;
         let mut json = json!({
             "checkpoint": self.checkpoint, "text": self.text, "batch_size": self.batch_size,
             "tokens": tokens, "loss": loss, "perplexity": self.found.perplexity(),
@@ -177,7 +177,7 @@ pub fn perplexities(
                 checkpoint: name.into(),
                 text: text.clone(),
                 batch_size,
-                found: Evaluation { tokens, loss: total / tokens as f64 },
+                found: Evaluation { tokens, loss: total / tokens as f64, accuracy: None },
                 documents: corpus.has_documents().then_some(found),
             });
             first.get_or_insert(evaluator);
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn three_figures_of_documents() {
-        let of = |tokens, loss: f64| Evaluation { tokens, loss };
+        let of = |tokens, loss: f64| Evaluation { tokens, loss, accuracy: None };
         // Perplexities 2, 8 and none.
         let documents = vec![of(3, 2f64.ln()), of(1, 8f64.ln()), of(0, 0.0)];
         let found = of(4, (3.0 * 2f64.ln() + 8f64.ln()) / 4.0);

@@ -53,7 +53,7 @@ pub struct TasksArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1, default_value = "2,4,8")]
     sizes: Vec<usize>,
     /// Steps of each run, at most
-    #[arg(long, value_name = "N", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=u32::MAX as u64))]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=u32::MAX as u64))]
     steps: u64,
     /// Rows a step
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]

@@ -1,5 +1,6 @@
 //! What is learned: the flags that choose and cut it.
 
+use crate::data::tasks::Task;
 use crate::data::tokenizer::Choice;
 use crate::data::{Column, DataOrder, Documents, Format, addition};
 use crate::error::{Error, Result};
@@ -11,6 +12,16 @@ pub struct DataArgs {
     /// Text to learn, in UTF-8 [default: generated two-digit addition, such as 12+34=640, the sum's digits in reverse]
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
+    /// What to learn without a text: addition; copy, a random string again; recall, the values of keys in random pairs
+    /// [default: addition]
+    #[arg(long, value_enum, value_name = "addition|copy|recall", hide_possible_values = true, conflicts_with = "text")]
+    pub task: Option<TaskName>,
+    /// With --task recall: pairs of a key and a value [default: 8]
+    #[arg(long, value_name = "N")]
+    pub pairs: Option<usize>,
+    /// With --task copy: letters of the string [default: 16]
+    #[arg(long, value_name = "N")]
+    pub copy_length: Option<usize>,
     /// Text to validate on [default: the last 10 % of --text]
     #[arg(long, value_name = "FILE")]
     pub validation_text: Option<PathBuf>,
@@ -36,7 +47,7 @@ pub struct DataArgs {
     /// With --documents lines: cut documents to N tokens, start and stop included [default: the block size and one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub max_length: Option<u32>,
-    /// Tokens that the model sees at once [default: 128; 10, one problem, for addition]
+    /// Tokens that the model sees at once [default: 128; one problem for tasks]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub block_size: Option<u32>,
     /// Blocks, or documents, a step [default: 64]
@@ -59,6 +70,15 @@ pub struct DataSettings {
     pub text: Option<PathBuf>,
     /// Its digest, so that a changed text is noticed.
     pub text_sha256: Option<String>,
+    /// What is learned where there is no text.
+    #[serde(default)]
+    pub task: TaskName,
+    /// Pairs of `recall`.
+    #[serde(default = "pairs")]
+    pub pairs: usize,
+    /// Letters of `copy`.
+    #[serde(default = "copy_length")]
+    pub copy_length: usize,
     /// The text to validate on; none: the last tenth.
     #[serde(default)]
     pub validation_text: Option<PathBuf>,
@@ -91,6 +111,27 @@ pub struct DataSettings {
     pub data_order: DataOrder,
 }
 
+/// A task by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TaskName {
+    /// [`addition`].
+    #[default]
+    Addition,
+    /// [`Task::Copy`].
+    Copy,
+    /// [`Task::Recall`].
+    Recall,
+}
+
+fn pairs() -> usize {
+    8
+}
+
+fn copy_length() -> usize {
+    16
+}
+
 fn min_count() -> u64 {
     3
 }
@@ -105,6 +146,9 @@ impl DataArgs {
         DataSettings {
             text: None,
             text_sha256: None,
+            task: TaskName::default(),
+            pairs: pairs(),
+            copy_length: copy_length(),
             validation_text: None,
             validation_text_sha256: None,
             tokenizer: None,
@@ -112,7 +156,13 @@ impl DataArgs {
             vocab_size: vocab_size(),
             format: Format::default(),
             max_length: None,
-            block_size: if self.text.is_some() { 128 } else { addition::LINE },
+            block_size: match (&self.text, self.task.unwrap_or_default()) {
+                (Some(_), _) => 128,
+                (None, TaskName::Addition) => addition::LINE,
+                // A size out of range, which is refused later, shall not overflow here.
+                (None, TaskName::Copy) => self.copy_length.unwrap_or(copy_length()).saturating_mul(2),
+                (None, TaskName::Recall) => self.pairs.unwrap_or(pairs()).saturating_mul(4).saturating_sub(1),
+            },
             batch_size: 64,
             epochs: None,
             data_order: DataOrder::Random,
@@ -125,6 +175,9 @@ impl DataArgs {
         DataSettings {
             text: self.text.clone().or(base.text),
             text_sha256: base.text_sha256,
+            task: self.task.unwrap_or(base.task),
+            pairs: self.pairs.unwrap_or(base.pairs),
+            copy_length: self.copy_length.unwrap_or(base.copy_length),
             validation_text: self.validation_text.clone().or(base.validation_text),
             validation_text_sha256: base.validation_text_sha256,
             tokenizer: self.tokenizer.clone().or(base.tokenizer),
@@ -147,11 +200,16 @@ impl DataArgs {
     /// # Errors
     /// Naming both.
     pub fn check(&self, settings: &DataSettings) -> Result<()> {
-        let DataSettings { text, tokenizer, format, .. } = settings;
+        let DataSettings { text, tokenizer, format, task, .. } = settings;
+        let endless = settings.generated().is_some();
         let lines = format.documents == Documents::Lines;
         for (given, flag, fits, needed) in [
             (self.validation_text.is_some(), "--validation-text", text.is_some(), "--text"),
             (self.tokenizer.is_some(), "--tokenizer", text.is_some(), "--text"),
+            (self.pairs.is_some(), "--pairs", *task == TaskName::Recall, "--task recall"),
+            (self.copy_length.is_some(), "--copy-length", *task == TaskName::Copy, "--task copy"),
+            (self.epochs.is_some(), "--epochs", !endless, "a text, or --task addition"),
+            (self.data_order.is_some(), "--data-order", !endless, "a text, or --task addition"),
             (self.documents.is_some(), "--documents", text.is_some(), "--text"),
             (self.min_count.is_some(), "--min-count", *tokenizer == Some(Choice::Words), "--tokenizer words"),
             (self.vocab_size.is_some(), "--vocab-size", *tokenizer == Some(Choice::Bpe), "--tokenizer bpe"),
@@ -175,6 +233,15 @@ impl DataArgs {
 }
 
 impl DataSettings {
+    /// The task whose rows are generated without end, if that is what is learned.
+    pub fn generated(&self) -> Option<Task> {
+        match (&self.text, self.task) {
+            (None, TaskName::Copy) => Some(Task::Copy { length: self.copy_length }),
+            (None, TaskName::Recall) => Some(Task::Recall { pairs: self.pairs }),
+            _ => None,
+        }
+    }
+
     /// Tokens of a row that the model sees: a block, or what a document of the greatest length needs.
     pub fn row_length(&self) -> usize {
         match (self.format.documents, self.max_length) {

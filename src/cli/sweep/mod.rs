@@ -93,7 +93,7 @@ fn one(run: &Run) -> Result<Trained> {
             "remove the run's folder to train it again",
         ));
     };
-    Ok(Trained { out, steps: step, found: Evaluation { tokens: 0, loss }, watch })
+    Ok(Trained { out, steps: step, found: Evaluation { tokens: 0, loss, accuracy: None }, watch })
 }
 
 impl Row<'_> {
