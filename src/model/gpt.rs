@@ -291,7 +291,7 @@ impl Gpt {
             None => (positions == Positions::Rotary).then(|| angles(g, length, width / heads, rotary::BASE)),
         };
         let slopes = (positions == Positions::Alibi)
-            .then(|| g.constant("ALiBi slopes", Spec::real([heads]), alibi_slopes(heads)));
+            .then(|| g.constant("ALiBi slopes", Spec::full([heads]), alibi_slopes(heads)));
         let order = match conditions.random {
             random @ Some(_) if merging.redraws() => random,
             _ => (merging.merge == HeadMerge::Shuffle).then(|| self.random(g, "order of heads")),
