@@ -68,6 +68,27 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
+// How blocks of a cooperative launch (all run at once) wait for each other. Every thread of the block calls both.
+// signal: what the block has written is there for whoever sees its count; it may go on at once. Release: the barrier
+// orders the block's writes before the one thread's, and the fence those before the count (PTX ISA, "Memory
+// Consistency Model", causality order).
+__device__ __forceinline__ void signal(unsigned* counter) {
+    __syncthreads();
+    if (threadIdx.x + threadIdx.y + threadIdx.z == 0) {
+        asm volatile("fence.acq_rel.gpu;\n\tred.relaxed.gpu.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+    }
+}
+// await: until `goal` signals have been counted since the counter was 0.
+__device__ __forceinline__ void await(const unsigned* counter, unsigned goal) {
+    if (threadIdx.x + threadIdx.y + threadIdx.z == 0) {
+        unsigned count;
+        do {
+            asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+        } while ((int)(count - goal) < 0);
+    }
+    __syncthreads();
+}
+
 #endif  // EMULATOR
 
 #define FULL_WARP 0xffffffffu

@@ -6,7 +6,8 @@
 // sums and norms are (B,H,T), contiguous. Which order additions take depends on the shapes alone.
 #include "numbers.cuh"
 
-static constexpr int PREFIX = 0, SEQUENCE = 1, BATCH = 2;
+// Scopes; what is neither is the sequence.
+static constexpr int PREFIX = 0, BATCH = 2;
 
 // The row of this warp: (b, t, h) in the order of merged heads.
 struct Row {

@@ -7,12 +7,25 @@ use std::collections::BTreeMap;
 /// A tensor that an op takes or gives, for `attn run --list` and for errors.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorDoc {
-    /// Its name in the safetensors file.
+    /// Its name in the safetensors file. `{k}` in it is a number, and what follows in brackets may be left out: so
+    /// `weight_ih_l{k}[_reverse]` is a tensor of each layer and direction.
     pub name: &'static str,
     /// Its shape in letters, such as `(B,H,T,Dk)`.
     pub shape: &'static str,
     /// Whether it may be left out.
     pub optional: bool,
+}
+
+impl TensorDoc {
+    /// Whether a tensor of this name is meant.
+    pub fn names(&self, name: &str) -> bool {
+        let Some((before, after)) = self.name.split_once("{k}") else { return self.name == name };
+        let (after, optional) = after.split_once('[').unwrap_or((after, ""));
+        let Some(rest) = name.strip_prefix(before) else { return false };
+        let tail = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        let Some(tail) = tail.strip_prefix(after).filter(|_| tail.len() < rest.len()) else { return false };
+        tail.is_empty() || tail == optional.trim_end_matches(']')
+    }
 }
 
 /// A flag of an op.
@@ -162,5 +175,23 @@ impl RunGraph {
             })
         };
         self.options.get(name).map(parse).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TensorDoc;
+
+    #[test]
+    fn a_name_may_stand_for_many() {
+        let doc = |name| TensorDoc { name, shape: "", optional: false };
+        let weight = doc("weight_l{k}[_reverse]");
+        for name in ["weight_l0", "weight_l12", "weight_l3_reverse"] {
+            assert!(weight.names(name), "{name}");
+        }
+        for name in ["weight_l", "weight_l_reverse", "weight_l0_rev", "weight_l0x", "eight_l0", "weight_l{k}"] {
+            assert!(!weight.names(name), "{name}");
+        }
+        assert!(doc("x").names("x") && !doc("x").names("x0") && doc("a{k}").names("a7") && !doc("a{k}").names("a7_"));
     }
 }

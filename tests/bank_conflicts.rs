@@ -118,6 +118,22 @@ fn copies_down_columns_have_none_and_along_rows_where_eight_lanes_stay_in_a_row(
 }
 
 #[test]
+fn a_recurrence_reads_its_tile_without_any() {
+    // As `pitch` of recurrent.cu: in floats, whole turns of 16 by an odd number.
+    let pitch = |n: u32| 16 * (n.div_ceil(16) | 1);
+    for hidden in 1..300u32 {
+        for turn in 0..hidden.div_ceil(16) {
+            // Lane (row, part) reads 16 bytes.
+            let at = std::array::from_fn(|lane| {
+                let (row, part) = (lane as u32 / 4, lane as u32 % 4);
+                4 * (row * pitch(hidden) + 16 * turn + 4 * part)
+            });
+            assert_eq!(conflicts(&at, 16), 0, "{hidden} units, turn {turn}");
+        }
+    }
+}
+
+#[test]
 fn rows_of_a_power_of_two_have_conflicts() {
     for row_bytes in [32, 64, 128, 256, 512, 1024] {
         for side_by_side in [false, true] {

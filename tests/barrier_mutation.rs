@@ -4,7 +4,7 @@
 //!
 //! A mutant runs the cases that launch its file, the cheapest first, each in all thread orders and copy policies, and stops
 //! at the first that fails. One that survives is either not needed, and is then to be deleted, or the cases lack
-//! one that catches it. Fences for memory order, which no emulator sees, are not touched; there are none so far.
+//! one that catches it. Fences for memory order, which no emulator sees, are not touched: docs/proof.md lists them.
 
 use attn_engine::Device;
 use attn_engine::case::Case;
@@ -52,14 +52,24 @@ fn subjects() -> Vec<Subject> {
     all
 }
 
-/// The barriers and waits of a text: line and call.
+/// Up to the parenthesis that closes the first.
+fn call_length(code: &str) -> usize {
+    let mut depth = 0;
+    let end = code.char_indices().find(|&(_, c)| {
+        depth += (c == '(') as i32 - (c == ')') as i32;
+        c == ')' && depth == 0
+    });
+    end.map_or(code.len(), |(i, _)| i + 1)
+}
+
+/// The barriers and waits of a text, of threads and of blocks: line and call.
 fn barriers(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     for (i, line) in text.lines().enumerate() {
         let code = line.split("//").next().unwrap();
-        for name in ["__syncthreads", "__syncwarp", "cp_async_wait"] {
+        for name in ["__syncthreads", "__syncwarp", "cp_async_wait", "signal(", "await("] {
             if let Some(at) = code.find(name) {
-                let end = at + code[at..].find(')').map_or(code.len() - at, |e| e + 1);
+                let end = at + call_length(&code[at..]);
                 found.push((i + 1, code[at..end].to_string()));
             }
         }

@@ -8,7 +8,7 @@ mod tensor_cores;
 use attn_engine::gpu::driver::{Driver, Launch};
 use attn_engine::gpu::emulator::{CopyPolicy, Emulator, EmulatorOptions, Order, Sanitizer, reexec_with};
 use attn_engine::gpu::kernel::{Module, Source};
-use primitives::{Buffer, launch};
+use primitives::{Buffer, launch, launch_cooperative};
 use tensor_cores::Half;
 
 // SAFETY: the tests launch its entries with memory of the sizes that they need; those that are wrong on purpose run
@@ -31,6 +31,9 @@ const SCHEDULING: Source = unsafe {
             "blocks_race",
             "too_much_shared",
             "language",
+            "meets",
+            "fails_alone",
+            "waits_alone",
         ],
     )
 };
@@ -199,6 +202,59 @@ fn pipeline(e: &Emulator, module: &Module) -> bool {
         .into_iter()
         .enumerate()
         .all(|(t, sum)| sum == (0..tiles).map(|tile| values[tile * 128 + (t + 1) % 128]).sum::<f32>())
+}
+
+#[test]
+fn blocks_that_wait_for_each_other_in_vain_are_named() {
+    let e = emulator();
+    let meet = |blocks: u32, goal: u32, absent: i32| {
+        let counter = Buffer::from(&e, &[0u32]);
+        let arguments = [&counter.argument()[..], &goal.to_ne_bytes(), &absent.to_ne_bytes()];
+        launch_cooperative(&e, &module(), "meets", blocks, &arguments).map_err(|e| e.to_string())
+    };
+    for order in ORDERS {
+        e.set_schedule(order, CopyPolicy::Late);
+        meet(5, 5, -1).unwrap();
+        // More blocks than there were threads; then fewer again.
+        meet(40, 40, -1).unwrap();
+        meet(3, 2, 1).unwrap();
+        let report = meet(3, 3, 1).unwrap_err();
+        assert!(report.contains("deadlock") && report.contains("counted 2 of 3 signals"), "{report}");
+        assert!(report.contains(&place("meets")), "{report}");
+    }
+    let report = meet(1000, 1, -1).unwrap_err();
+    assert!(report.contains("1000 blocks, and at most 64"), "{report}");
+}
+
+#[test]
+fn waiting_for_blocks_takes_a_cooperative_launch() {
+    let e = emulator();
+    let counter = Buffer::from(&e, &[0u32]);
+    let arguments = [&counter.argument()[..], &2u32.to_ne_bytes(), &(-1i32).to_ne_bytes()];
+    let report = failure(&e, "meets", (2, 64), &arguments);
+    assert!(report.contains("not cooperative") && report.contains(&place("meets, signal")), "{report}");
+}
+
+#[test]
+fn a_failing_block_ends_those_that_wait_for_it() {
+    let e = emulator();
+    let counter = Buffer::from(&e, &[0u32]);
+    let failed = launch_cooperative(&e, &module(), "fails_alone", 6, &[&counter.argument()]);
+    let report = failed.unwrap_err().to_string();
+    assert!(report.contains("block (2, 0, 0)") && report.contains(&place("fails_alone")), "{report}");
+    // The workers are as before.
+    primitives::all(&e);
+}
+
+#[test]
+fn a_waiting_thread_lets_its_block_go_on() {
+    let e = emulator();
+    for order in ORDERS {
+        e.set_schedule(order, CopyPolicy::Late);
+        let (counter, out) = (Buffer::from(&e, &[0u32]), Buffer::new(&e, 64 * 4));
+        launch_cooperative(&e, &module(), "waits_alone", 2, &[&counter.argument(), &out.argument()]).unwrap();
+        assert_eq!(out.read::<i32>(), [7; 64]);
+    }
 }
 
 #[test]

@@ -86,8 +86,8 @@ const SENTENCES: [&[i32]; 3] = [&[1, 5, 2, 8], &[3, 3, 7, 1, 0, 6, 2, 4], &[6, 2
 #[test]
 fn a_sentence_loses_alone_what_it_does_in_a_batch_unless_norms_go_over_the_batch() {
     for config in mergings().into_iter().chain(others()) {
-        for row in 0..SENTENCES.len() {
-            let alone = loss(&config, &batch(&[SENTENCES[row]], 0, BLOCK));
+        for (row, sentence) in SENTENCES.iter().enumerate() {
+            let alone = loss(&config, &batch(&[sentence], 0, BLOCK));
             let together = loss(&config, &batch(&SENTENCES, row, BLOCK));
             let of_batch = config.head_merging.norm_scope == NormScope::Batch;
             let difference = (alone - together).abs();

@@ -15,6 +15,9 @@ struct Device {
     unsigned tickets, active;
     bool quit;
     uint64_t next, blocks, multiplier;
+    unsigned usual;     // workers of a launch that is not cooperative, and of this one
+    unsigned taking_part;
+    uint64_t unfinished;  // blocks of a cooperative launch; under the mutex
     int failed;
     Worker* failed_worker;
     unsigned launches;
@@ -48,14 +51,20 @@ inline uint64_t block_in_order(const Device* d, const Job* job, uint64_t n) {
 }
 
 inline void work(Device* d, Worker* w, const Job* job) {
+    if (DEAL && w->number >= d->taking_part) return;
     prepare_worker(w, job);
     uint64_t dealt = w->number;
     while (!__atomic_load_n(&d->failed, __ATOMIC_RELAXED)) {
         uint64_t n = DEAL ? dealt : __atomic_fetch_add(&d->next, 1, __ATOMIC_RELAXED);
-        dealt += d->worker_count;
+        dealt += d->taking_part;
         if (n >= d->blocks) break;
         if (!run_block(w, block_in_order(d, job, n)) && !__atomic_exchange_n(&d->failed, 1, __ATOMIC_RELAXED)) {
             d->failed_worker = w;
+        }
+        if (job->cooperative) {
+            pthread_mutex_lock(&d->mutex);
+            --d->unfinished;
+            pthread_mutex_unlock(&d->mutex);
         }
     }
 }
@@ -127,26 +136,37 @@ EXPORT void emulator_close(emulator::Device* d) {
     free(d);
 }
 
+namespace emulator {
+
+// More workers, up to so many in all; false where there is no memory. Under the mutex, or before anyone knows the device.
+static bool more_workers(Device* d, unsigned workers) {
+    d->workers = static_cast<Worker**>(realloc(d->workers, workers * sizeof(Worker*)));
+    d->threads = static_cast<pthread_t*>(realloc(d->threads, workers * sizeof(pthread_t)));
+    for (unsigned i = d->worker_count; i < workers; d->worker_count = ++i) {
+        Worker* w = worker_new(d, i);
+        if (!w) return false;
+        d->workers[i] = w;
+        d->threads[i] = 0;
+        if (i && pthread_create(&d->threads[i], nullptr, worker_main, w)) {
+            munmap(w->arena, ARENA_BYTES);
+            free(w);
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace emulator
+
 // A device with that many workers; null where there is no memory.
 EXPORT emulator::Device* emulator_open(unsigned workers) {
     using namespace emulator;
     Device* d = static_cast<Device*>(calloc(1, sizeof(Device)));
-    d->workers = static_cast<Worker**>(calloc(workers, sizeof(Worker*)));
-    d->threads = static_cast<pthread_t*>(calloc(workers, sizeof(pthread_t)));
     pthread_mutex_init(&d->mutex, nullptr);
     pthread_cond_init(&d->wake, nullptr);
     pthread_cond_init(&d->idle, nullptr);
-    for (unsigned i = 0; i < workers; ++i) {
-        Worker* w = worker_new(d, i);
-        if (!w) break;
-        d->workers[i] = w;
-        d->worker_count = i + 1;
-        if (i && pthread_create(&d->threads[i], nullptr, worker_main, w)) {
-            d->threads[i] = 0;
-            break;
-        }
-    }
-    if (d->worker_count == workers && (workers == 1 || d->threads[workers - 1])) return d;
+    d->usual = workers;
+    if (more_workers(d, workers)) return d;
     emulator_close(d);
     return nullptr;
 }
@@ -157,15 +177,21 @@ EXPORT const char* emulator_launch(emulator::Device* d, const emulator::Job* job
     uint64_t blocks = static_cast<uint64_t>(job->grid[0]) * job->grid[1] * job->grid[2];
     uint64_t threads = blocks * (static_cast<uint64_t>(job->block[0]) * job->block[1] * job->block[2]);
     pthread_mutex_lock(&d->mutex);
+    if (job->cooperative && blocks > d->worker_count && !more_workers(d, static_cast<unsigned>(blocks))) {
+        pthread_mutex_unlock(&d->mutex);
+        return "no memory for as many workers as a cooperative launch has blocks";
+    }
     ++d->launches;
     d->next = 0;
-    d->blocks = blocks;
+    d->blocks = d->unfinished = blocks;
+    d->taking_part = job->cooperative && blocks > d->usual ? static_cast<unsigned>(blocks) : d->usual;
     d->failed = 0;
     d->multiplier = blocks / 2 + (job->seed | 1) % (blocks / 2 + 1);
     while (gcd(d->multiplier, blocks) != 1) ++d->multiplier;
     // The caller takes part; waking another worker costs it some microseconds.
-    uint64_t helpers = threads <= 512 && !DEAL ? 0 : (blocks < d->worker_count ? blocks : d->worker_count) - 1;
-    if (DEAL) helpers = d->worker_count - 1;
+    uint64_t helpers = (blocks < d->taking_part ? blocks : d->taking_part) - 1;
+    if (threads <= 512 && !DEAL && !job->cooperative) helpers = 0;
+    if (DEAL) helpers = d->worker_count - 1;  // each looks whether it takes part
     d->job = job;
     d->tickets = static_cast<unsigned>(helpers);
     if (helpers == 1 && !DEAL) {

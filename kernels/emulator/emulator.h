@@ -257,3 +257,12 @@ static __forceinline__ void cp_async_4(void* shared, const void* global, bool va
 static __forceinline__ void cp_async_commit() { emulator_copy_commit(); }
 template <int PENDING> static __forceinline__ void cp_async_wait() { emulator_copy_wait(PENDING); }
 
+// Blocks that wait for each other: one thread counts, or looks until it has been counted, as the PTX does.
+static __forceinline__ void signal(unsigned* counter, EMULATOR_PLACE) {
+    __syncthreads(file, line);
+    if (threadIdx.x + threadIdx.y + threadIdx.z == 0) emulator_signal(counter, file, line);
+}
+static __forceinline__ void await(const unsigned* counter, unsigned goal, EMULATOR_PLACE) {
+    if (threadIdx.x + threadIdx.y + threadIdx.z == 0) emulator_await(counter, goal, file, line);
+    __syncthreads(file, line);
+}

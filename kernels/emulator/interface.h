@@ -82,4 +82,6 @@ void emulator_copy(void* shared, const void* global, unsigned bytes, bool valid,
 void emulator_copy_commit();
 void emulator_copy_wait(int pending);
 void emulator_fence();
+void emulator_signal(unsigned* counter, const char* file, int line);
+void emulator_await(const unsigned* counter, unsigned goal, const char* file, int line);
 }

@@ -1,6 +1,8 @@
 // The emulator's runtime: schedules the threads of a block, completes barriers, collectives and copies.
 // Compiled once, without instrumentation even where the kernels have it: what a sanitizer should know of
 // it, it is told. Nothing here throws, and a fault never unwinds: its block's fibers are dropped.
+#include <sched.h>
+#include <time.h>
 #include "interface.h"
 #include "fiber.h"
 #include "worker.h"
@@ -486,4 +488,82 @@ EXPORT void emulator_fence() {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     acquire(&fence);
     release(&fence);
+}
+
+// --- Blocks that wait for each other --------------------------------------------------------------
+
+static bool counted(const unsigned* counter, unsigned goal) {
+    return static_cast<int>(__atomic_load_n(counter, __ATOMIC_ACQUIRE) - goal) >= 0;
+}
+
+// Whether every block that is left waits for a count that nobody is left to raise. Under the mutex: who stops waiting
+// must take it first, so that no kernel's code runs meanwhile where this is true.
+static bool blocks_deadlocked(const Device* d) {
+    uint64_t waiting = 0;
+    for (unsigned i = 0; i < d->worker_count; ++i) {
+        const Worker* w = d->workers[i];
+        if (!w->awaited) continue;
+        if (counted(w->awaited, w->goal)) return false;
+        ++waiting;
+    }
+    return waiting == d->unfinished;
+}
+
+// Gives the processor to other workers until the count is reached or another block has failed. True: a deadlock.
+static bool wait_for_blocks(Worker* w, const unsigned* counter, unsigned goal) {
+    Device* d = w->device;
+    pthread_mutex_lock(&d->mutex);
+    w->awaited = counter, w->goal = goal;
+    bool deadlock = false;
+    for (unsigned looks = 0;; ++looks) {
+        // From time to time, as a block may end without having been waited for.
+        if (looks % 256 == 0) deadlock = blocks_deadlocked(d);
+        bool over = deadlock || counted(counter, goal) || __atomic_load_n(&d->failed, __ATOMIC_RELAXED);
+        if (over) break;
+        pthread_mutex_unlock(&d->mutex);
+        if (looks < 64) {
+            sched_yield();
+        } else {
+            timespec pause = {0, 20000};
+            nanosleep(&pause, nullptr);
+        }
+        pthread_mutex_lock(&d->mutex);
+    }
+    w->awaited = nullptr;
+    pthread_mutex_unlock(&d->mutex);
+    return deadlock;
+}
+
+EXPORT void emulator_signal(unsigned* counter, const char* file, int line) {
+    if (!emulator_context.worker->job->cooperative) {
+        emulator_fault("signals other blocks, and the launch is not cooperative", file, line);
+    }
+    release(counter);
+    __atomic_fetch_add(counter, 1u, __ATOMIC_SEQ_CST);
+}
+
+EXPORT void emulator_await(const unsigned* counter, unsigned goal, const char* file, int line) {
+    Worker* w = emulator_context.worker;
+    if (!w->job->cooperative) {
+        emulator_fault("waits for other blocks, and the launch is not cooperative: they need not run at once", file, line);
+    }
+    unsigned me = w->running;
+    Thread& thread = w->threads[me];
+    while (!counted(counter, goal)) {
+        // The block's own threads go on first.
+        int next = pick(w);
+        if (next >= 0) {
+            make_ready(w, me / 32, 1u << (me % 32));
+            start_or_resume(w, static_cast<unsigned>(next), thread.stack, &thread.saved, false);
+            continue;
+        }
+        if (wait_for_blocks(w, counter, goal)) {
+            Text text = fault(w, "deadlock, all blocks that are left wait for others: this one");
+            text.add(" has counted %u of %u signals at await (%s:%d)", __atomic_load_n(counter, __ATOMIC_RELAXED), goal,
+                     file, line);
+            abandon(w);
+        }
+        if (__atomic_load_n(&w->device->failed, __ATOMIC_RELAXED)) abandon(w);
+    }
+    acquire(const_cast<unsigned*>(counter));
 }

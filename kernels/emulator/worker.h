@@ -21,6 +21,8 @@ struct Job {
     unsigned grid[3], block[3];
     unsigned shared, shared_limit;
     int order, copies;
+    unsigned cooperative;  // whether all blocks run at once, each on a worker of its own
+    unsigned unused;
     uint64_t seed, copy_seed;
 };
 
@@ -105,6 +107,9 @@ struct Worker {
     SharedPlace* places;
     unsigned places_count;
     uint64_t block;  // counts blocks: never 0 while one runs
+    // Where the block waits for others, while it does; under the device's mutex.
+    const unsigned* awaited;
+    unsigned goal;
     bool faulted;
     Thread threads[MAX_THREADS];
     Warp warps[MAX_WARPS];

@@ -6,6 +6,7 @@ use crate::data::{Column, Documents, Format};
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use crate::io::Target;
+use crate::model::HeadMerge;
 use crate::train::Progress;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::perplexities::{Request, Row, Sample, Source, perplexities};
@@ -68,6 +69,9 @@ struct LmArgs {
     /// With --documents lines: cut documents to N tokens, start and stop included [default: whole, in windows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     max_length: Option<u32>,
+    /// Merge heads in this way, not as in training: concat turns a weighting of heads off
+    #[arg(long, value_name = "MERGE")]
+    head_merge: Option<HeadMerge>,
     /// With --documents lines: also print every document's loss and perplexity
     #[arg(long)]
     per_document: bool,
@@ -113,6 +117,7 @@ fn lm(args: &LmArgs) -> Result<Status> {
         format: Format { documents: args.documents, text_column: args.text_column.clone() },
         max_length: args.max_length.map(|n| n as usize),
         stride: args.stride.map(|n| n as usize),
+        head_merge: args.head_merge,
     };
     let device = args.device.open(Precision::F32)?;
     let mut rows: Vec<Row> = Vec::new();

@@ -2,15 +2,19 @@
 
 pub mod bench;
 pub mod completions;
+mod curves;
 pub mod device;
 pub mod devices;
 pub mod eval;
+pub mod export;
 pub mod generate;
+pub mod heatmap;
 pub mod kernels;
 pub mod prepare;
 pub mod probe;
 pub mod run;
 pub mod settings;
+mod sweep;
 pub mod train;
 pub mod validate;
 
@@ -53,7 +57,9 @@ enum Command {
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
+    Export(export::Args),
     Generate(generate::Args),
+    Heatmap(heatmap::Args),
     Probe(probe::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
@@ -73,7 +79,9 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
+        Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
+        Command::Heatmap(args) => heatmap::main(args),
         Command::Probe(args) => probe::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;

@@ -181,7 +181,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     let mut loaded = tensors::read(&input)?;
     let target = Target::new(&output)?;
 
-    let known = |name: &str| gradient_of(spec, name).is_some() || spec.inputs.iter().any(|i| i.name == name);
+    let known = |name: &str| gradient_of(spec, name).is_some() || spec.inputs.iter().any(|i| i.names(name));
     if let Some(name) = loaded.keys().find(|name| !known(name)) {
         let mut names: Vec<&str> = spec.inputs.iter().map(|i| i.name).collect();
         let gradient = spec.outputs.first().map(|o| format!("d{}", o.name)).unwrap_or_default();

@@ -3,14 +3,14 @@
 use super::device::DeviceArgs;
 use super::prepare::{Prepared, prepare};
 use super::settings::{DataSettings, Settings, SettingsArgs, TrainingSettings};
-use super::{Status, print_line};
+use super::{Status, curves, print_line};
 use crate::data::{Batches, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Gpt, GptConfig};
 use crate::train::checkpoint::{self, BEST, Checkpoint, Initial, State};
 use crate::train::{
-    Ended, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
-    interrupted_by_ctrl_c, run,
+    Ended, Evaluation, Evaluator, Hooks, Kept, Log, Progress, StepOptions, Timing, TrainingStep, Watch, directory,
+    interrupted_by_ctrl_c, log, run,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -31,36 +31,44 @@ enum Model {
 ///
 /// The model is minGPT's. The last 10 % of the text is for validation. The directory given by --out receives log.jsonl
 /// and a checkpoint in Hugging Face's GPT-2 layout, at the end, after every --save-every steps, and on Ctrl-C; with
-/// --eval-every, its folder best/ receives the checkpoint of the lowest validation loss.
-#[derive(Debug, clap::Args)]
+/// --eval-every, its folder best/ receives the checkpoint of the lowest validation loss. TensorBoard reads the directory,
+/// and at the end curves.svg and curves.png are drawn there.
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   attn train lm --out adder                                learns two-digit addition
   attn train lm --text input.txt --steps 5000 --out run    learns a text
   attn train lm --resume run --steps 10000                 goes on where that stopped
   attn train lm --text input.txt --out run --schedule cosine --warmup 100 --eval-every 250 --early-stop 4
                                                            warms up, cools down, stops when it no longer helps")]
-struct LmArgs {
+pub(super) struct LmArgs {
     #[command(flatten)]
-    settings: SettingsArgs,
+    pub(super) settings: SettingsArgs,
     /// Directory for the log and the checkpoint
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// Write over what --out holds
     #[arg(long)]
-    overwrite: bool,
-    /// Start from the weights in this directory (model.safetensors, in Hugging Face's GPT-2 layout), and with its
-    /// tokenizer, where there is one and --tokenizer names no other
-    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    pub(super) overwrite: bool,
+    /// Train every run that this file describes, each in a folder of --out, and compare them. [base] holds flags of all
+    /// runs by their long names, [grid] lists whose every combination is a run, [[run]] named runs with flags of their own.
+    /// The same command again goes on where it stopped
+    #[arg(long, value_name = "FILE.toml",
+        conflicts_with_all = ["DataArgs", "ModelArgs", "TrainingArgs", "overwrite", "init", "resume"])]
+    sweep: Option<PathBuf>,
+    /// Start from these weights: a directory in Hugging Face's GPT-2 layout (model.safetensors or an index of several), or
+    /// a file, also minGPT's state dict (.pt). A directory's config.json decides the model where flags do not, and its
+    /// tokenizer is used where --tokenizer names no other
+    #[arg(long, value_name = "DIR|FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Go on, bit for bit, with the run in this directory [default: the one given by --out]. Its settings hold;
     /// only --steps, --eval-every (but with --schedule plateau), --early-stop, --save-every, --out and the device may change
     #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with = "overwrite")]
-    resume: Option<Option<PathBuf>>,
+    pub(super) resume: Option<Option<PathBuf>>,
     /// Launch every kernel of every step anew, even where the device could replay them as one; the numbers are the same
     #[arg(long)]
-    eager: bool,
+    pub(super) eager: bool,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(super) device: DeviceArgs,
 }
 
 /// Runs the command.
@@ -74,18 +82,50 @@ pub fn main(args: Args) -> Result<Status> {
 }
 
 fn lm(args: LmArgs) -> Result<Status> {
+    if let Some(file) = &args.sweep {
+        return super::sweep::run(file, &args);
+    }
+    let Trained { out, steps, found, watch } = train(args)?;
+    let (loss, perplexity, shown) = (found.loss, found.perplexity(), out.display());
+    print_line(format_args!("{steps} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
+    if let Some(best) = watch.best {
+        let (step, folder) = (watch.best_step, out.join(BEST));
+        print_line(format_args!("best val_loss {best:.4} after {step} steps; in {}", folder.display()))?;
+    }
+    Ok(Status::Done)
+}
+
+/// What a run that has ended leaves.
+pub(super) struct Trained {
+    /// Where its checkpoint is.
+    pub out: PathBuf,
+    /// Steps done.
+    pub steps: u64,
+    /// The last evaluation.
+    pub found: Evaluation,
+    /// What all have shown.
+    pub watch: Watch,
+}
+
+/// Trains a model.
+///
+/// # Errors
+/// If a flag, the text, the weights or the device will not do; if the run was interrupted, with how to resume it.
+pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let (out, from) = places(&args)?;
     let resumed = from.as_deref().map(Checkpoint::open).transpose()?;
+    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let (state, mut settings) = match &resumed {
         Some(checkpoint) => {
             let (state, stored): (State, Settings) = checkpoint.training()?;
             (state, args.settings.resume(stored)?)
         }
-        None => (State::default(), args.settings.start()?),
+        None => {
+            let model = initial.as_ref().and_then(|i| i.config.as_ref());
+            (State::default(), args.settings.start(model)?)
+        }
     };
     let State { step: done, mut watch } = state;
-    check_unfinished(state, &settings.training)?;
-    let initial = args.init.as_deref().map(Initial::open).transpose()?;
     let given = match (&resumed, &initial) {
         (Some(checkpoint), _) => Some(checkpoint.tokenizer()),
         // A tokenizer that is asked for is made, and must fit the weights.
@@ -101,6 +141,10 @@ fn lm(args: LmArgs) -> Result<Status> {
     let dropout = settings.model.dropout_rates();
     validation.check_length(&names[1], block_size)?;
     let batches = Batches::new(train, &names[0], data_order, batch_size, length, seed)?;
+    if let Some(steps) = settings.data.steps(batches.rows_an_epoch(), (batch_size * accumulate) as u64)? {
+        settings.training.steps = steps;
+    }
+    check_unfinished(state, &settings.training)?;
 
     let gpt = Gpt::new(settings.model.config(block_size, tokenizer.len())?)?;
     let precision = settings.training.dtype.precision();
@@ -155,25 +199,21 @@ fn lm(args: LmArgs) -> Result<Status> {
     let timing = Timing { from: done, steps, eval_every, save_every, early_stop };
     let hooks = Hooks { batch: &|i| batches.batch(i), evaluate: &mut evaluate, save: &mut save, stop: &stop };
     let ended = run(&mut training, timing, (optimizer.lr, schedule), &mut watch, &mut log, hooks)?;
-    let shown = out.display();
-    let (step, found) = match ended {
+    let title = format!("{name}, {}", gpt.config().attention.join(", "));
+    curves::write(&out, &curves::of_run(&log::rows(&out)?, &title))?;
+    let (steps, found) = match ended {
         Ended::Done(found) => (steps, found),
         Ended::Early(step, found) => {
             eprintln!("stopped early: {early_stop} evaluations in a row without a lower validation loss");
             (step, found)
         }
         Ended::Interrupted(step) => {
+            let shown = out.display();
             let problem = format!("interrupted after step {step} of {steps}, with a checkpoint in {shown}");
             return Err(Error::argument("training", problem, format!("go on with `attn train lm --resume {shown}`")));
         }
     };
-    let (loss, perplexity) = (found.loss, found.perplexity());
-    print_line(format_args!("{step} steps: val_loss {loss:.4}, val_perplexity {perplexity:.3}; in {shown}"))?;
-    if let Some(best) = watch.best {
-        let (step, folder) = (watch.best_step, out.join(BEST));
-        print_line(format_args!("best val_loss {best:.4} after {step} steps; in {}", folder.display()))?;
-    }
-    Ok(Status::Done)
+    Ok(Trained { out, steps, found, watch })
 }
 
 /// An error where there is nothing left to do for a run.

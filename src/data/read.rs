@@ -29,11 +29,10 @@ impl Found {
     /// What a user should hear of it: what was left out, and what is unknown.
     pub fn remarks(&self, tokenizer: &Tokenizer) -> Vec<String> {
         let mut remarks = Vec::new();
-        if self.empty > 0 {
-            remarks.push(format!("{} empty documents left out", self.empty));
-        }
-        if self.single > 0 {
-            remarks.push(format!("{} documents of a single token left out", self.single));
+        for (count, kind) in [(self.empty, "empty documents"), (self.single, "documents of a single token")] {
+            if count > 0 {
+                remarks.push(format!("left out: {count} {kind}"));
+            }
         }
         if self.unknown > 0 {
             let share = 100.0 * self.unknown as f64 / self.tokens as f64;
@@ -146,7 +145,7 @@ mod tests {
         assert_eq!((corpus.len(), corpus.document(1)), (3, 4..8));
         assert_eq!(found, Found { documents: 3, tokens: 11, unknown: 1, empty: 2, single: 0 });
         let remarks = found.remarks(&words).join("; ");
-        assert_eq!(remarks, "2 empty documents left out; 1 of 11 words unknown (9.1 %)");
+        assert_eq!(remarks, "left out: 2 empty documents; 1 of 11 words unknown (9.1 %)");
         let mut batch = super::super::Batch::default();
         corpus.append(&corpus.head(2, 4), 4, &mut batch);
         assert_eq!(batch.tokens, [0, 6, 3, 3], "filled up with <PAD>");

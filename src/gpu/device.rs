@@ -69,6 +69,29 @@ impl Gpu {
         unsafe { self.driver.launch(function, launch, &bytes) }
     }
 
+    /// As [`Gpu::launch`], with all blocks running at once, so that they may wait for each other. More than
+    /// [`Gpu::cooperative_blocks`] are an error.
+    pub fn launch_cooperative(
+        &self,
+        module: &Module,
+        entry: &str,
+        launch: Launch,
+        arguments: &[&dyn Argument],
+    ) -> Result<()> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.driver.function(module, entry)?;
+        let bytes: Vec<&[u8]> = arguments.iter().map(|a| a.bytes()).collect();
+        // SAFETY: as for `launch`.
+        unsafe { self.driver.launch_cooperative(function, launch, &bytes) }
+    }
+
+    /// How many blocks like these can run at once, whatever the grid; 0 where the device cannot promise it.
+    pub fn cooperative_blocks(&self, module: &Module, entry: &str, launch: Launch) -> Result<u32> {
+        self.driver.cooperative_blocks(self.driver.function(module, entry)?, launch)
+    }
+
     /// Launches with one thread for each of `n` elements, 256 a block.
     pub fn launch_flat(&self, module: &Module, entry: &str, n: usize, arguments: &[&dyn Argument]) -> Result<()> {
         let launch = Launch { grid: [n.div_ceil(256) as u32, 1, 1], block: [256, 1, 1], shared: 0 };

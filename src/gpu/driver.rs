@@ -122,6 +122,17 @@ pub trait Driver: Send + Sync {
     /// The arguments describe live memory of this driver as the kernel's author requires ([`super::kernel::Source::new`]).
     unsafe fn launch(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()>;
 
+    /// As [`Driver::launch`], with all blocks running at once, so that they may wait for each other (`await` in
+    /// `kernels/prelude.cuh`). More blocks than [`Driver::cooperative_blocks`] are an error.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn launch_cooperative(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()>;
+
+    /// How many blocks of this size, with this shared memory, can run at once; 0 where the device cannot promise it.
+    /// The launch's grid does not matter.
+    fn cooperative_blocks(&self, function: Function, launch: Launch) -> Result<u32>;
+
     /// A library's matrix product, where there is one: `Ok(false)` means that the caller must use its own kernel.
     ///
     /// # Safety

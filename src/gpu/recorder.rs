@@ -65,6 +65,13 @@ impl Driver for Recorder {
         *shared = launch.shared.max(*shared);
         Ok(())
     }
+    unsafe fn launch_cooperative(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {
+        // SAFETY: by the trait's contract.
+        unsafe { self.launch(function, launch, arguments) }
+    }
+    fn cooperative_blocks(&self, _: Function, _: Launch) -> Result<u32> {
+        Ok(self.properties.multiprocessors)
+    }
     unsafe fn matmul(&self, _: &Matmul) -> Result<bool> {
         Ok(false)
     }

@@ -141,6 +141,16 @@ const ACTIVATIONS: [(&str, Activation); 6] = [
     ("relu", Activation::Relu),
 ];
 
+/// transformers' name of an activation.
+pub fn activation_name(activation: Activation) -> &'static str {
+    ACTIVATIONS.iter().find(|(_, a)| *a == activation).expect("every activation has a name").0
+}
+
+/// The activation of this name in transformers.
+pub fn activation_of(name: &str) -> Option<Activation> {
+    ACTIVATIONS.iter().find(|(known, _)| *known == name).map(|(_, activation)| *activation)
+}
+
 /// Fields whose other values change the logits in ways that are not built in, and the value that does not. Absent fields
 /// have it.
 const FIXED: [(&str, Value, &str); 3] = [
@@ -211,9 +221,8 @@ impl File<'_> {
     fn activation(&self) -> Result<Activation> {
         let name: Option<String> = self.optional("activation_function", "a name")?;
         let name = name.as_deref().unwrap_or(ACTIVATIONS[0].0);
-        let found = ACTIVATIONS.iter().find(|(known, _)| *known == name);
         let expected = format!("one of {}", ACTIVATIONS.map(|(name, _)| name).join(", "));
-        found.map(|(_, activation)| *activation).ok_or_else(|| self.unlike("activation_function", &expected))
+        activation_of(name).ok_or_else(|| self.unlike("activation_function", &expected))
     }
 
     /// An error at a field that cannot be honoured; those that mean nothing here are named on stderr.
@@ -254,7 +263,6 @@ impl GptConfig {
     /// What `config.json` holds.
     pub fn to_json(&self, dropout: impl Into<DropoutRates>) -> Value {
         let DropoutRates { embedding, residual, attention } = dropout.into();
-        let activation = ACTIVATIONS.iter().find(|(_, a)| *a == self.activation).expect("every activation has a name");
         let mut json = json!({
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
@@ -265,7 +273,7 @@ impl GptConfig {
             "n_positions": self.block,
             "n_ctx": self.block,
             "vocab_size": self.vocabulary,
-            "activation_function": activation.0,
+            "activation_function": activation_name(self.activation),
             "layer_norm_epsilon": self.layer_norm_eps,
             "initializer_range": INITIAL_DEVIATION,
             "embd_pdrop": embedding,

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod gpt;
 mod inputs;
+pub mod look;
 pub mod options;
 mod sample;
 pub mod weights;

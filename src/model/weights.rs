@@ -1,15 +1,29 @@
-//! Parameters in safetensors files.
+//! Parameters in files: ours, Hugging Face's GPT-2 (one safetensors file or several with an index), and minGPT's state dicts.
+//!
+//! All have the same names. GPT-2's Conv1D stores a block's weights (in, out), as we do; minGPT's nn.Linear (out, in): such
+//! weights are transposed as they are read. Names may lack `transformer.`, as those of some published files do.
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
+use crate::io::pytorch;
 use crate::plan::Plan;
+use crate::run_spec::Given;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 
 /// The head's weight, where it is none of the others.
-const HEAD: &str = "lm_head.weight";
+pub const HEAD: &str = "lm_head.weight";
+/// The token embedding.
+pub const EMBEDDING: &str = "transformer.wte.weight";
+/// Weights in one file.
+pub const MODEL: &str = "model.safetensors";
+/// Which of several files holds which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// How the names of those weights end that Conv1D stores (in, out) and nn.Linear (out, in).
+pub const TRANSPOSED: [&str; 4] =
+    [".attn.c_attn.weight", ".attn.c_proj.weight", ".mlp.c_fc.weight", ".mlp.c_proj.weight"];
 
 /// A tensor of a file: its sizes, and its values in row-major order.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +44,90 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     let tensors = SafeTensors::deserialize(&bytes)
         .map_err(|e| Error::file(path, format!("is no valid safetensors file: {e}"), "copy or save it again"))?;
     Ok(tensors.iter().filter_map(|(name, view)| Some((name.to_string(), widen(&view)?))).collect())
+}
+
+/// Where a directory's weights are: the one file, or the index of several.
+///
+/// # Errors
+/// If there is neither.
+pub fn file_in(directory: &Path) -> Result<PathBuf> {
+    let found = [MODEL, INDEX].map(|name| directory.join(name)).into_iter().find(|path| path.is_file());
+    found.ok_or_else(|| {
+        Error::file(directory.join(MODEL), "does not exist", "give a directory with weights in this file, or a file")
+    })
+}
+
+/// The floating-point tensors of weights in any layout that is read, as GPT-2 stores them: a `.safetensors` file, the index
+/// of several, or a `.pt` file.
+///
+/// # Errors
+/// If a file cannot be read, is damaged, or holds something else.
+pub fn import(path: &Path) -> Result<BTreeMap<String, Values>> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let tensors = if name.ends_with(".json") {
+        read_shards(path)?
+    } else if [".pt", ".pth", ".bin"].iter().any(|end| name.ends_with(end)) {
+        let reals = |(name, tensor): (String, crate::io::tensors::Loaded)| match tensor.given {
+            Given::Real(shape, values) => Some((name, Values { shape, values })),
+            Given::Int(..) => None,
+        };
+        pytorch::read(path)?.into_iter().filter_map(reals).collect()
+    } else {
+        read(path)?
+    };
+    Ok(as_gpt2(tensors))
+}
+
+/// The tensors of several files, which the index names.
+fn read_shards(index: &Path) -> Result<BTreeMap<String, Values>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index)
+        .map_err(|e| Error::file(index, format!("cannot be read: {e}"), "give a file that exists"))?;
+    let Index { weight_map } = serde_json::from_str(&text)
+        .map_err(|e| Error::file(index, format!("is no index of weights: {e}"), "copy it again"))?;
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let files: BTreeSet<&String> = weight_map.values().collect();
+    let mut all = BTreeMap::new();
+    for file in files {
+        if file.contains(['/', '\\']) {
+            let problem = format!("names `{file}`, which is no file beside it");
+            return Err(Error::file(index, problem, "put all files in one directory"));
+        }
+        let path = folder.join(file);
+        let mut tensors = read(&path)?;
+        for (name, _) in weight_map.iter().filter(|(_, of)| *of == file) {
+            // Of integers, such as masks, there is none here.
+            all.extend(tensors.remove_entry(name));
+        }
+    }
+    Ok(all)
+}
+
+/// Weights that nn.Linear stored, transposed; recognised by the one weight of a block that is three times as wide as high,
+/// or high as wide.
+fn as_gpt2(mut tensors: BTreeMap<String, Values>) -> BTreeMap<String, Values> {
+    let linear = |t: &Values| matches!(t.shape[..], [rows, columns] if rows == 3 * columns && columns > 0);
+    let transposed = tensors.iter().any(|(name, t)| name.ends_with("h.0.attn.c_attn.weight") && linear(t));
+    if transposed {
+        for (name, t) in &mut tensors {
+            if TRANSPOSED.iter().any(|end| name.ends_with(end)) {
+                *t = t.transposed();
+            }
+        }
+    }
+    tensors
+}
+
+impl Values {
+    /// The transpose of a matrix; of anything else, itself.
+    pub fn transposed(&self) -> Values {
+        let [rows, columns] = self.shape[..] else { return self.clone() };
+        let values = (0..rows * columns).map(|i| self.values[i % rows * columns + i / rows]).collect();
+        Values { shape: vec![columns, rows], values }
+    }
 }
 
 fn widen(view: &TensorView) -> Option<Values> {
@@ -120,5 +218,5 @@ pub fn to_plan(plan: &Plan, mut tensors: BTreeMap<String, Values>, tied: bool, p
 
 fn embedding(graph: &Graph) -> Tensor {
     let all = graph.parameters();
-    all.into_iter().find(|&t| graph.name(t) == "transformer.wte.weight").expect("every GPT has a token embedding")
+    all.into_iter().find(|&t| graph.name(t) == EMBEDDING).expect("every GPT has a token embedding")
 }

@@ -96,7 +96,7 @@ fn four(place: &Place) -> [i64; 8] {
     out
 }
 
-fn launch(gpu: &Gpu, from: &Place, to: &Place, accumulate: bool) -> Result<()> {
+pub(crate) fn launch(gpu: &Gpu, from: &Place, to: &Place, accumulate: bool) -> Result<()> {
     let (n, accumulate) = (to.numel(), accumulate as i32);
     let (from_axes, to_axes) = (four(from), four(to));
     gpu.launch_flat(

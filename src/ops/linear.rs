@@ -422,6 +422,36 @@ impl Linear {
     }
 }
 
+/// Elements of scratch that [`sum_columns`] needs.
+pub(crate) fn sum_scratch(rows: usize, columns: usize) -> usize {
+    partials(rows) * columns
+}
+
+/// Sums of the columns of a contiguous f32 matrix into a gradient, itself f32.
+pub(crate) fn sum_columns(
+    gpu: &Gpu,
+    matrix: u64,
+    (rows, columns): (usize, usize),
+    scratch: u64,
+    to: &Gradient<Place>,
+) -> Result<()> {
+    let module = Module::new(&SOURCE).define("BIAS", 0).define("ACTIVATION", 0);
+    let parts = partials(rows).max(1);
+    let blocks =
+        |parts: usize| Launch { grid: [parts as u32, columns.div_ceil(32) as u32, 1], block: [256, 1, 1], shared: 0 };
+    let sum = |from: u64, rows: usize, parts: usize, sums: u64, accumulate: bool| {
+        let (chunk, accumulate) = (rows.div_ceil(parts) as i32, accumulate as i32);
+        let arguments: [&dyn Argument; 8] =
+            [&from, &0u64, &0u64, &(rows as i64), &(columns as i32), &chunk, &sums, &accumulate];
+        gpu.launch(&module, "linear_column_sums", blocks(parts), &arguments)
+    };
+    if parts == 1 {
+        return sum(matrix, rows, 1, to.to.address, to.accumulate);
+    }
+    sum(matrix, rows, parts, scratch, false)?;
+    sum(scratch, parts, 1, to.to.address, to.accumulate)
+}
+
 impl GpuOp for Linear {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
         let (x, weight, y) = (&io.inputs[0], &io.inputs[1], &io.outputs[0]);

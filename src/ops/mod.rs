@@ -2,6 +2,7 @@
 
 pub mod add;
 pub mod attention;
+pub mod concatenate;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
@@ -17,6 +18,7 @@ pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
 pub mod permute_heads;
+pub mod recurrent;
 pub mod reweight_heads;
 pub mod rotary;
 pub(crate) mod rows;
@@ -68,7 +70,10 @@ pub static OPS: &[&Entry] = &[
     &dropout::ENTRY,
     &cross_entropy::ENTRY,
     &linear_cross_entropy::ENTRY,
+    &recurrent::GRU,
+    &recurrent::RNN,
     &copy::ENTRY,
+    &concatenate::ENTRY,
     &key_value_cache::ENTRY,
     &crate::optimizer::clip::ENTRY,
     &crate::optimizer::adamw::ENTRY,

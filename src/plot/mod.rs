@@ -2,15 +2,17 @@
 //!
 //! plotters, which draws `attn bench`'s lines, turns no text but by right angles, and words under a heatmap want 45°. So
 //! a [`Drawing`] holds rectangles, lines and text, [`svg`] writes them down, and [`png`] paints them with the bundled
-//! font; what stands where is decided once. [`heat`] draws heatmaps, [`lines`] lines over an axis of sizes.
+//! font; what stands where is decided once. [`heat`] draws heatmaps (which [`terminal`] shows without a file), [`lines`] lines
+//! over an axis of sizes.
 
 pub mod color;
 pub mod heat;
 pub mod lines;
 pub mod png;
 pub mod svg;
+pub mod terminal;
 
-use ab_glyph::{Font, FontRef};
+use ab_glyph::{Font, FontRef, GlyphId};
 use std::sync::LazyLock;
 
 /// Red, green and blue, 0 to 255.
@@ -118,25 +120,44 @@ impl Drawing {
 /// Below a text's point lies its baseline, by so much of its size: half the height of lower-case letters.
 const BASELINE: f64 = 0.36;
 
-fn font(bold: bool) -> &'static FontRef<'static> {
-    static FONTS: LazyLock<[FontRef<'static>; 2]> = LazyLock::new(|| {
-        let files: [&'static [u8]; 2] =
-            [include_bytes!("../../assets/inter-regular.ttf"), include_bytes!("../../assets/inter-semibold.ttf")];
-        files.map(|bytes| FontRef::try_from_slice(bytes).expect("the bundled fonts are valid"))
-    });
-    &FONTS[bold as usize]
+/// A character's outline, and what measures it.
+struct Glyph {
+    font: &'static FontRef<'static>,
+    id: GlyphId,
+    /// Pixels for each of the font's units, at size 1.
+    unit: f64,
 }
 
-/// Pixels for each of the font's units.
-fn unit(bold: bool, size: f64) -> f64 {
-    size / font(bold).units_per_em().map_or(1000.0, f64::from)
+/// A character in Inter, which is bundled with the commonest characters, else in DejaVu Sans, which knows more: accents,
+/// Greek, Cyrillic, arrows. What neither has is shown as the sign for it.
+fn glyph(c: char, bold: bool) -> Glyph {
+    static FONTS: LazyLock<[FontRef<'static>; 3]> = LazyLock::new(|| {
+        let files: [&'static [u8]; 3] = [
+            include_bytes!("../../assets/inter-regular.ttf"),
+            include_bytes!("../../assets/inter-semibold.ttf"),
+            include_bytes!("../../assets/dejavu-sans-subset.ttf"),
+        ];
+        files.map(|bytes| FontRef::try_from_slice(bytes).expect("the bundled fonts are valid"))
+    });
+    let (own, fallback) = (&FONTS[bold as usize], &FONTS[2]);
+    let in_font = |font: &'static FontRef<'static>, c: char| {
+        let id = font.glyph_id(c);
+        (id.0 != 0).then(|| Glyph { font, id, unit: 1.0 / font.units_per_em().map_or(1000.0, f64::from) })
+    };
+    let found = in_font(own, c).or_else(|| in_font(fallback, c)).or_else(|| in_font(fallback, '\u{fffd}'));
+    found.expect("the bundled fonts have the sign for an unknown character")
+}
+
+impl Glyph {
+    /// How far the next character is, in pixels at size 1.
+    fn advance(&self) -> f64 {
+        self.font.h_advance_unscaled(self.id) as f64 * self.unit
+    }
 }
 
 /// How wide a text is, in pixels.
 pub fn text_width(text: &str, size: f64, bold: bool) -> f64 {
-    let font = font(bold);
-    let units: f64 = text.chars().map(|c| font.h_advance_unscaled(font.glyph_id(c)) as f64).sum();
-    units * unit(bold, size)
+    size * text.chars().map(|c| glyph(c, bold).advance()).sum::<f64>()
 }
 
 #[cfg(test)]
@@ -160,6 +181,14 @@ mod tests {
         // Turned text leaves ink above its point, to the right.
         let dark = |x0: usize, y0: usize| (y0..y0 + 20).any(|y| (x0..x0 + 20).any(|x| at(x, y)[0] < 100));
         assert!(dark(15, 40) && !dark(60, 60));
+    }
+
+    #[test]
+    fn the_fonts_have_the_signs_for_what_cannot_be_seen() {
+        let unknown = glyph('\u{e000}', false).id;
+        for c in "·↵→…äαжa".chars() {
+            assert!([false, true].iter().all(|&bold| glyph(c, bold).id != unknown), "{c}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A drawing as pixels: shapes and the bundled font's outlines, painted with their coverage.
 
-use super::{Anchor, BASELINE, Color, Drawing, Shape, Style, font, text_width, unit};
+use super::{Anchor, BASELINE, Color, Drawing, Shape, Style, glyph, text_width};
 use ab_glyph::{Font, OutlineCurve, Point, point};
 use ab_glyph_rasterizer::Rasterizer;
 
@@ -93,8 +93,7 @@ impl Page {
     }
 
     fn text(&mut self, text: &str, (x, y): (f64, f64), style: &Style, scale: f64) {
-        let (font, size) = (font(style.bold), style.size * scale);
-        let unit = unit(style.bold, size);
+        let size = style.size * scale;
         let mut along = match style.anchor {
             Anchor::Start => 0.0,
             Anchor::Middle => -text_width(text, size, style.bold) / 2.0,
@@ -102,13 +101,14 @@ impl Page {
         };
         let (sin, cos) = style.angle.to_radians().sin_cos();
         for c in text.chars() {
-            let glyph = font.glyph_id(c);
+            let glyph = glyph(c, style.bold);
+            let unit = size * glyph.unit;
             // From the font's units, upwards from the baseline, to the turned line's pixels.
             let place = |p: Point| {
                 let (u, v) = (along + p.x as f64 * unit, BASELINE * size - p.y as f64 * unit);
                 point((x + u * cos - v * sin) as f32, (y + u * sin + v * cos) as f32)
             };
-            if let Some(outline) = font.outline(glyph) {
+            if let Some(outline) = glyph.font.outline(glyph.id) {
                 let placed = outline.curves.iter().map(|curve| match curve {
                     OutlineCurve::Line(a, b) => Curve::Line([place(*a), place(*b)]),
                     OutlineCurve::Quad(a, b, c) => Curve::Quad([place(*a), place(*b), place(*c)]),
@@ -117,7 +117,7 @@ impl Page {
                 let placed: Vec<Curve> = placed.collect();
                 self.fill(&placed, style.color);
             }
-            along += font.h_advance_unscaled(glyph) as f64 * unit;
+            along += size * glyph.advance();
         }
     }
 

@@ -161,8 +161,8 @@ impl Checkpoint {
     /// # Errors
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load_parameters(&self, plan: &Plan) -> Result<()> {
-        let path = self.directory.join(MODEL);
-        weights::to_plan(plan, weights::read(&path)?, self.config.tied, &path)
+        let path = weights::file_in(&self.directory)?;
+        weights::to_plan(plan, weights::import(&path)?, self.config.tied, &path)
     }
 
     /// Writes the optimiser's state to a plan.
@@ -210,29 +210,35 @@ impl Checkpoint {
 #[derive(Debug, Clone)]
 pub struct Initial {
     path: PathBuf,
-    tied: bool,
+    /// The model that the weights are of, where the directory says so.
+    pub config: Option<GptConfig>,
     /// The tokenizer that the weights were trained with, where the directory has it.
     pub tokenizer: Option<Tokenizer>,
 }
 
 impl Initial {
-    /// Looks at a directory with `model.safetensors`, and perhaps `config.json` and tokenizer files.
+    /// Looks at a file of weights (`.safetensors`, or minGPT's `.pt`), or at a directory with `model.safetensors` (or the index of
+    /// several), and perhaps `config.json` and tokenizer files.
     ///
     /// # Errors
     /// If there are no weights, or one of the others is damaged.
-    pub fn open(directory: &Path) -> Result<Initial> {
-        let path = directory.join(MODEL);
-        if directory.is_dir() {
-            directory::settle(directory)?;
+    pub fn open(path: &Path) -> Result<Initial> {
+        if !path.is_dir() {
+            if !path.is_file() {
+                return Err(Error::file(
+                    path,
+                    "does not exist",
+                    "give --init a file of weights, or a directory with one",
+                ));
+            }
+            return Ok(Initial { path: path.into(), config: None, tokenizer: None });
         }
-        if !path.is_file() {
-            return Err(Error::file(path, "does not exist", "give --init a directory with weights in this file"));
-        }
-        let (config, tokenizer) = (directory.join(CONFIG), directory.join(TOKENIZER));
-        let tied = config.exists() && GptConfig::read(&config)?.tied;
-        let has_tokenizer = tokenizer.exists() || directory.join("vocab.json").exists();
-        let tokenizer = has_tokenizer.then(|| Tokenizer::at(directory)).transpose()?;
-        Ok(Initial { path, tied, tokenizer })
+        directory::settle(path)?;
+        let config = path.join(CONFIG);
+        let config = config.exists().then(|| GptConfig::read(&config)).transpose()?;
+        let has_tokenizer = path.join(TOKENIZER).exists() || path.join("vocab.json").exists();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::at(path)).transpose()?;
+        Ok(Initial { path: weights::file_in(path)?, config, tokenizer })
     }
 
     /// Writes the weights to a plan.
@@ -240,6 +246,7 @@ impl Initial {
     /// # Errors
     /// If the file is damaged, or its tensors are not the plan's parameters.
     pub fn load(&self, plan: &Plan) -> Result<()> {
-        weights::to_plan(plan, weights::read(&self.path)?, self.tied, &self.path)
+        let tied = self.config.as_ref().is_some_and(|c| c.tied);
+        weights::to_plan(plan, weights::import(&self.path)?, tied, &self.path)
     }
 }

@@ -4,12 +4,13 @@ mod answers;
 pub mod checkpoint;
 pub mod directory;
 mod evaluate;
-mod log;
+pub mod log;
 pub mod perplexities;
 mod progress;
 mod run;
 mod schedule;
 mod step;
+mod tensorboard;
 mod watch;
 
 pub use answers::{Answers, Score};

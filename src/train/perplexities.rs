@@ -9,7 +9,7 @@ use super::{Evaluation, Evaluator, checkpoint::Checkpoint};
 use crate::data::{Corpus, Documents, Ends, Format, Text, Tokenizer, read};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::model::Gpt;
+use crate::model::{Gpt, HeadMerge};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,6 +45,8 @@ pub struct Request {
     pub max_length: Option<usize>,
     /// Inputs from one window to the next, in texts longer than a block [default: the block].
     pub stride: Option<usize>,
+    /// How heads are merged, where not as in training.
+    pub head_merge: Option<HeadMerge>,
 }
 
 /// What documents' losses come to.
@@ -135,7 +137,11 @@ pub fn perplexities(
     mut remark: impl FnMut(String),
     mut progress: impl FnMut(&str, usize, usize),
 ) -> Result<Vec<Row>> {
-    let gpt = Gpt::new(checkpoint.config().clone())?;
+    let config = checkpoint.config().clone();
+    let gpt = Gpt::new(match request.head_merge {
+        Some(merge) => config.with_head_merge(merge),
+        None => config,
+    })?;
     let block = gpt.config().block;
     let stride = request.stride.unwrap_or(block);
     if stride == 0 || stride > block {

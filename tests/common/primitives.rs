@@ -19,6 +19,7 @@ const PRIMITIVES: Source = unsafe {
             "barriers_with_votes",
             "atomics",
             "random_words",
+            "blocks_in_step",
         ],
     )
 };
@@ -88,6 +89,38 @@ pub fn all(driver: &dyn Driver) {
     barriers(driver);
     atomics(driver);
     philox(driver);
+    blocks(driver);
+}
+
+/// Launches blocks that wait for each other.
+pub fn launch_cooperative(
+    driver: &dyn Driver,
+    module: &Module,
+    entry: &str,
+    blocks: u32,
+    arguments: &[&[u8]],
+) -> attn_engine::Result<()> {
+    let function = driver.function(module, entry)?;
+    let shape = Launch { grid: [blocks, 1, 1], block: [64, 1, 1], shared: 0 };
+    // SAFETY: the callers give buffers of the sizes that the kernels use.
+    unsafe { driver.launch_cooperative(function, shape, arguments) }?;
+    driver.synchronize()
+}
+
+fn blocks(driver: &dyn Driver) {
+    for (blocks, steps) in [(1, 3), (2, 1), (7, 40), (13, 5)] {
+        let n = blocks * 64;
+        let start: Vec<f32> = (0..2 * n).map(|i| if i < n { (i * 3) as f32 } else { f32::NAN }).collect();
+        let (values, counter) = (Buffer::from(driver, &start), Buffer::from(driver, &[0u32]));
+        let arguments = [&values.argument()[..], &counter.argument(), &(steps as i32).to_ne_bytes()];
+        launch_cooperative(driver, &module(), "blocks_in_step", blocks as u32, &arguments).unwrap();
+        let got = &values.read::<f32>()[steps % 2 * n..][..n];
+        for (i, &got) in got.iter().enumerate() {
+            let origin = (i / 64 + steps) % blocks * 64 + (i + steps) % 64;
+            assert_eq!(got, start[origin] + steps as f32, "blocks_in_step: {blocks} blocks, {steps} steps, value {i}");
+        }
+        assert_eq!(counter.read::<u32>(), [(blocks * steps) as u32]);
+    }
 }
 
 fn run(driver: &dyn Driver, entry: &str, shape: (u32, u32), arguments: &[&[u8]]) {

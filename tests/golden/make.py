@@ -17,14 +17,16 @@ torch.set_default_dtype(torch.float64)
 HERE = pathlib.Path(__file__).parent
 
 
-def save(name, op, options, inputs, compute):
-    """Runs compute(**inputs) -> {output name: tensor}; the first output takes `dout`."""
+def save(name, op, options, inputs, compute, also=None):
+    """Runs compute(**inputs) -> {output name: tensor}; the first output takes `dout`, and `also` its own gradient."""
     leaves = {k: v.clone().requires_grad_(v.is_floating_point()) for k, v in inputs.items()}
     outputs = compute(**leaves)
     out = next(iter(outputs.values()))
-    dout = torch.randn_like(out)
-    out.backward(dout)
-    tensors = {k: v.detach() for k, v in leaves.items()} | {"dout": dout}
+    given = {"d" + next(iter(outputs)): torch.randn_like(out)}
+    if also:
+        given["d" + also] = torch.randn_like(outputs[also])
+    torch.autograd.backward([outputs[k[1:]] for k in given], list(given.values()))
+    tensors = {k: v.detach() for k, v in leaves.items()} | given
     tensors |= {"expect." + k: v.detach() for k, v in outputs.items()}
     tensors |= {"expect.d" + k: v.grad for k, v in leaves.items() if v.is_floating_point()}
     tensors = {k: v.contiguous() for k, v in tensors.items()}
@@ -220,4 +222,37 @@ save("cross-entropy", "cross-entropy", "--ignore-index -1", {"logits": torch.ran
 save("linear-cross-entropy", "linear-cross-entropy", "--ignore-index -1", {
     "hidden": torch.randn(3, 7, 5), "weight": torch.randn(300, 5), "targets": targets,
 }, lambda hidden, weight, targets: head(-1)(hidden @ weight.T, targets))
+
+
+def recurrent(kind, hidden, layers, both_ways, bias=True, **options):
+    """Parameters by nn.GRU's or nn.RNN's names, and what computes from them; sequences are packed by their lengths."""
+    def compute(x, lengths=None, h_0=None, **parameters):
+        module = kind(x.shape[-1], hidden, layers, bias=bias, batch_first=True, bidirectional=both_ways, **options)
+        call = lambda x: torch.func.functional_call(module, parameters, (x, h_0))
+        if lengths is None:
+            out, h_n = call(x)
+        else:
+            pack, pad = torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence
+            out, h_n = call(pack(x, lengths, batch_first=True, enforce_sorted=False))
+            out, _ = pad(out, batch_first=True, total_length=x.shape[1])
+        return {"out": out, "h_n": h_n}
+    return compute
+
+
+def parameters(kind, width, hidden, layers, both_ways, bias=True):
+    module = kind(width, hidden, layers, bias=bias, bidirectional=both_ways)
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+for name, kind, op, flags, sizes, extra, options in [
+    ("gru-ragged", torch.nn.GRU, "gru", "", (5, 6, 2, True), dict(h_0=torch.randn(4, 4, 6), lengths=[4, 7, 1, 3]), {}),
+    ("gru-one-layer", torch.nn.GRU, "gru", "", (3, 37, 1, False, False), {}, {}),
+    ("rnn-ragged", torch.nn.RNN, "rnn", "--nonlinearity relu", (5, 6, 2, True), dict(lengths=[4, 7, 1, 3]),
+     dict(nonlinearity="relu")),
+    ("rnn-tanh", torch.nn.RNN, "rnn", "", (4, 3, 3, False), dict(h_0=torch.randn(3, 4, 3)), {}),
+]:
+    if "lengths" in extra:
+        extra["lengths"] = torch.tensor(extra["lengths"])
+    inputs = {"x": torch.randn(4, 7, sizes[0])} | extra | parameters(kind, *sizes)
+    save(name, op, flags, inputs, recurrent(kind, *sizes[1:], **options), also="h_n")
 print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")

@@ -95,3 +95,17 @@ KERNEL(random_words, 32)(const uint32_t* counter, const uint64_t* seed, uint32_t
     Philox p = philox(seed[t], (uint64_t)c[1] << 32 | c[0], c[2], c[3]);
     for (int i = 0; i < 4; ++i) out[4 * t + i] = p.word[i], uniforms[4 * t + i] = uniform(p.word[i]);
 }
+
+// Each block writes, waits for all, and reads its neighbour's, `steps` times over two buffers of a value for each thread of
+// each block: values[block] ends as the sum of what its `steps` neighbours began with and their numbers of steps.
+KERNEL(blocks_in_step, 64)(float* values, unsigned* counter, int steps) {
+    int blocks = gridDim.x, n = blocks * 64, me = blockIdx.x * 64 + threadIdx.x;
+    for (int step = 0; step < steps; ++step) {
+        const float* from = values + step % 2 * n;
+        float* to = values + (step + 1) % 2 * n;
+        int neighbour = (blockIdx.x + 1) % blocks * 64 + (threadIdx.x + 1) % 64;
+        to[me] = __ldcg(from + neighbour) + 1.f;
+        signal(counter);
+        await(counter, (unsigned)(step + 1) * blocks);
+    }
+}

@@ -121,3 +121,29 @@ KERNEL(language, 96)(Parameters p, char flag, View view) {
     p.out[p.offset + threadIdx.x] = flag ? pair.x + pair.y : 0.f;
     if (threadIdx.x == 0) *view.at(1, 2, 3) = 5.f;
 }
+
+// Waits for `goal` signals of all blocks; block `absent` gives none.
+KERNEL(meets, 64)(unsigned* counter, unsigned goal, int absent) {
+    if ((int)blockIdx.x == absent) return;
+    signal(counter);  // here: meets, signal
+    await(counter, goal);  // here: meets
+}
+
+// One block fails while the others wait.
+KERNEL(fails_alone, 64)(unsigned* counter) {
+    if (blockIdx.x == 2) __trap();  // here: fails_alone
+    signal(counter);
+    await(counter, gridDim.x);
+}
+
+// A block's thread 0 waits while the others go on to a barrier that it has yet to reach.
+KERNEL(waits_alone, 64)(unsigned* counter, int* out) {
+    if (blockIdx.x == 0) {
+        SHARED(int, ready, 1);
+        if (threadIdx.x == 63) ready[0] = 7;
+        await(counter, 1u);
+        out[threadIdx.x] = ready[0];
+    } else {
+        signal(counter);
+    }
+}

@@ -9,6 +9,8 @@ mod report;
 mod roofline;
 mod tasks;
 
+pub(crate) use plot::{png, register_fonts};
+
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
 use crate::error::{Error, Result};

@@ -113,7 +113,7 @@ pub fn write_png(to: &Target, figure: &Figure) -> Result<()> {
 }
 
 /// RGB pixels as a PNG file.
-fn png(pixels: &[u8], width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn png(pixels: &[u8], width: u32, height: u32) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(png::ColorType::Rgb);
@@ -170,11 +170,8 @@ fn time_label(ms: f64) -> String {
     format!("{} {unit}", (value * 1000.0).round() / 1000.0)
 }
 
-fn draw<DB: DrawingBackend>(
-    area: &DrawingArea<DB, Shift>,
-    figure: &Figure,
-    scale: i32,
-) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+/// Makes the bundled fonts known to plotters.
+pub(crate) fn register_fonts() {
     static FONTS: Once = Once::new();
     FONTS.call_once(|| {
         let fonts: [(FontStyle, &'static [u8]); 2] = [
@@ -186,6 +183,14 @@ fn draw<DB: DrawingBackend>(
             assert!(register_font("sans-serif", style, bytes).is_ok(), "the bundled fonts are valid");
         }
     });
+}
+
+fn draw<DB: DrawingBackend>(
+    area: &DrawingArea<DB, Shift>,
+    figure: &Figure,
+    scale: i32,
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    register_fonts();
     let s = scale as f64;
     let pixel = |x: f64, y: f64| ((x * s).round() as i32, (y * s).round() as i32);
     let text = |text: &str, x: f64, y: f64, size: f64, style: FontStyle, color: RGBColor, h: HPos| {

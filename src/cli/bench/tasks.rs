@@ -9,6 +9,9 @@ use crate::io::Target;
 use crate::model::gpt::attention_variants;
 use crate::model::{Gpt, GptConfig, Positions};
 use crate::optimizer::{OptimizerName, OptimizerSettings};
+use crate::plan::Plan;
+use crate::plot::lines::{Series, Shares};
+use crate::plot::{png, svg};
 use crate::train::{Answers, StepOptions, TrainingStep, interrupted_by_ctrl_c};
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
@@ -175,6 +178,11 @@ pub fn main(args: TasksArgs) -> Result<Status> {
         }
     }
     bar.finish_and_clear();
+    if let Some(folder) = &args.out {
+        let drawing = figure(&args, &rows, &variants, &sizes, task).draw();
+        Target::new(&folder.join("tasks.svg"))?.write(|w| w.write_all(svg::to_svg(&drawing).as_bytes()))?;
+        Target::new(&folder.join("tasks.png"))?.write(|w| w.write_all(&png::to_png(&drawing, 2)))?;
+    }
     print_line(table(&rows, &variants, &sizes, args.task))?;
     print_line(sentence(&rows, &variants, &sizes, task, args.task.unit()))?;
     Ok(Status::Done)
@@ -201,7 +209,7 @@ impl Bench<'_> {
         let optimizer = OptimizerSettings { lr: args.lr, ..OptimizerSettings::of(OptimizerName::AdamW) };
         let options = StepOptions::new(optimizer, seed);
         let mut training = TrainingStep::new(gpt.loss(rows, 0.0)?, device.clone(), options)?;
-        gpt.initialize(training.plan(), seed)?;
+        initialize(&gpt, training.plan(), seed)?;
         let answers = Answers::new(&gpt, rows, device.clone())?;
         let ask = |training: &TrainingStep, size: usize| {
             answers.plan().copy_parameters(training.plan())?;
@@ -254,6 +262,18 @@ impl Bench<'_> {
     }
 }
 
+/// GPT-2's initial weights have the standard deviation 0.02 at width 768: at another width, 0.02·√(768/width) makes
+/// products with them as large. Without it, models as narrow as these find a look-up late, if at all.
+fn initialize(gpt: &Gpt, plan: &Plan, seed: u64) -> Result<()> {
+    let (graph, factor) = (plan.graph(), (768.0 / gpt.config().width as f64).sqrt());
+    for t in graph.parameters() {
+        let matrix = graph.shape(t).len() == 2;
+        let values = gpt.initial(graph, t, seed).into_iter().map(|x| if matrix { factor * x } else { x });
+        plan.write(t, &values.collect::<Vec<f64>>())?;
+    }
+    Ok(())
+}
+
 /// Accuracies of a variant at a size, one a seed.
 fn accuracies(rows: &[Row], variant: &str, size: usize) -> Vec<f64> {
     rows.iter().filter(|r| r.variant == variant && r.size == size).map(|r| r.accuracy).collect()
@@ -265,6 +285,27 @@ fn mean(x: &[f64]) -> f64 {
 
 fn least(x: &[f64]) -> f64 {
     x.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+fn figure(args: &TasksArgs, rows: &[Row], variants: &[String], sizes: &[usize], task: Task) -> Shares {
+    let one = |variant: &String| {
+        let point = |&size: &usize| {
+            let all = accuracies(rows, variant, size);
+            (size as f64, [least(&all), mean(&all), all.iter().copied().fold(0.0, f64::max)])
+        };
+        Series { name: variant.clone(), points: sizes.iter().map(point).collect() }
+    };
+    let (layers, heads, width, steps, seeds) = (args.layers, args.heads, args.width, args.steps, args.seeds);
+    Shares {
+        title: format!("Right answers of {}", task.name()),
+        subtitle: format!(
+            "{layers} layers · {heads} heads · width {width} · up to {steps} steps · {seeds} seeds: mean, least and most"
+        ),
+        x: args.task.unit().into(),
+        y: "answers that are right".into(),
+        series: variants.iter().map(one).collect(),
+        mark: (task.chance(), "guessing".into()),
+    }
 }
 
 /// A line a variant, a column a size: the mean over seeds, and from least to most where they differ.

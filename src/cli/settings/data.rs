@@ -42,6 +42,10 @@ pub struct DataArgs {
     /// Blocks, or documents, a step [default: 64]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_size: Option<u32>,
+    /// Instead of --steps: go through the text N times; a text is through when as many rows have been learned as it has
+    /// whole blocks, or documents. The last step may take its last rows from the next round
+    #[arg(long, value_name = "N", conflicts_with = "steps", value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
     /// Whether blocks start anywhere at random, or follow each other: row r of batch i (from 0) at (i·B + r)·block;
     /// documents come once an epoch either way, in an order drawn for each epoch, or in their own [default: random]
     #[arg(long, value_name = "ORDER")]
@@ -80,6 +84,9 @@ pub struct DataSettings {
     pub block_size: usize,
     /// Rows a step.
     pub batch_size: usize,
+    /// Times to go through the text, where that and not a number of steps was asked for.
+    #[serde(default)]
+    pub epochs: Option<u64>,
     /// How rows follow each other.
     pub data_order: DataOrder,
 }
@@ -107,6 +114,7 @@ impl DataArgs {
             max_length: None,
             block_size: if self.text.is_some() { 128 } else { addition::LINE },
             batch_size: 64,
+            epochs: None,
             data_order: DataOrder::Random,
         }
     }
@@ -129,6 +137,7 @@ impl DataArgs {
             max_length: self.max_length.map(|n| n as usize).or(base.max_length),
             block_size: size(self.block_size, base.block_size),
             batch_size: size(self.batch_size, base.batch_size),
+            epochs: self.epochs.map(u64::from).or(base.epochs),
             data_order: self.data_order.unwrap_or(base.data_order),
         }
     }
@@ -172,5 +181,19 @@ impl DataSettings {
             (Documents::Lines, Some(n)) => n - 1,
             _ => self.block_size,
         }
+    }
+
+    /// Steps that go through the text as often as was asked for, given its rows and the rows of a step.
+    ///
+    /// # Errors
+    /// If they are more than can be counted.
+    pub fn steps(&self, rows_an_epoch: u64, rows_a_step: u64) -> Result<Option<u64>> {
+        let Some(epochs) = self.epochs else { return Ok(None) };
+        let steps = (epochs * rows_an_epoch).div_ceil(rows_a_step);
+        if steps > u32::MAX as u64 {
+            let problem = format!("takes {steps} steps, more than {}", u32::MAX);
+            return Err(Error::argument(format!("--epochs {epochs}"), problem, "give fewer, or a larger batch"));
+        }
+        Ok(Some(steps))
     }
 }

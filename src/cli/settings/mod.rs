@@ -11,6 +11,7 @@ pub use model::{ModelArgs, ModelSettings};
 pub use training::{TrainingArgs, TrainingDtype, TrainingSettings};
 
 use crate::error::{Error, Result};
+use crate::model::GptConfig;
 use crate::train::ScheduleName;
 use serde_json::Value;
 
@@ -40,7 +41,7 @@ pub struct Settings {
 }
 
 /// What a resumed run may have otherwise than before: its numbers up to here stay what they were.
-const MAY_CHANGE: [&str; 3] = ["steps", "early_stop", "save_every"];
+const MAY_CHANGE: [&str; 4] = ["steps", "epochs", "early_stop", "save_every"];
 /// The same, unless evaluations decide on the learning rate.
 const MAY_CHANGE_WITHOUT_PLATEAU: &str = "eval_every";
 
@@ -70,13 +71,15 @@ impl Check {
 }
 
 impl SettingsArgs {
-    /// A new run's settings.
+    /// A new run's settings. Where flags say nothing, the model is of `initial`'s shape, if it starts from weights that
+    /// say theirs.
     ///
     /// # Errors
     /// If a flag's value is out of range.
-    pub fn start(&self) -> Result<Settings> {
+    pub fn start(&self, initial: Option<&GptConfig>) -> Result<Settings> {
+        let model = initial.map_or_else(Default::default, |config| self.model.base(config));
         let (data, training) = (self.data.defaults(), self.training.defaults());
-        let settings = self.over(Settings { data, model: Default::default(), training });
+        let settings = self.over(Settings { data, model, training });
         self.data.check(&settings.data)?;
         settings.check()?;
         self.training.check_together(&settings.training)?;
@@ -118,8 +121,10 @@ impl SettingsArgs {
 
     /// What the flags say, and where they say nothing, `base`.
     fn over(&self, base: Settings) -> Settings {
+        // A number of steps takes the place of a number of epochs.
+        let epochs = base.data.epochs.filter(|_| self.training.steps.is_none());
         Settings {
-            data: self.data.over(base.data),
+            data: self.data.over(DataSettings { epochs, ..base.data }),
             model: self.model.over(base.model),
             training: self.training.over(base.training),
         }
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn resuming_keeps_what_decides_the_numbers() {
-        let stored = with(TrainingArgs { lr: Some(3e-3), ..Default::default() }).start().unwrap();
+        let stored = with(TrainingArgs { lr: Some(3e-3), ..Default::default() }).start(None).unwrap();
         assert_eq!((stored.data.block_size, stored.training.optimizer.lr), (10, 3e-3));
         let longer = with(TrainingArgs { steps: Some(9), lr: Some(3e-3), ..Default::default() });
         let mut expected = stored.clone();
@@ -182,7 +187,7 @@ mod tests {
             (SettingsArgs { model: dropout, ..Default::default() }, "--dropout 1"),
             (with(TrainingArgs { grad_clip: Some(0.0), ..Default::default() }), "--grad-clip 0"),
         ] {
-            assert!(args.start().unwrap_err().to_string().starts_with(flag));
+            assert!(args.start(None).unwrap_err().to_string().starts_with(flag));
         }
     }
 }

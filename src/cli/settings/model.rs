@@ -2,6 +2,7 @@
 
 use super::Check;
 use crate::error::{Error, Result};
+use crate::model::config::{LAYER_NORM_EPS, activation_name, activation_of};
 use crate::model::gpt::attention_variants;
 use crate::model::{DropoutRates, GptConfig, HeadMerge, HeadMerging, PRESETS, Positions};
 use crate::ops::linear_attention::FeatureMap;
@@ -94,6 +95,15 @@ pub struct ModelSettings {
     /// How heads are merged.
     #[serde(flatten, default)]
     pub head_merging: HeadMerging,
+    /// Width within a block's MLP, where not 4 times the model's: of weights that others made.
+    #[serde(default)]
+    pub inner: Option<usize>,
+    /// What the MLP applies within, by transformers' name, likewise.
+    #[serde(default = "default_activation")]
+    pub activation_function: String,
+    /// What LayerNorm adds to the variance, likewise.
+    #[serde(default = "default_eps")]
+    pub layer_norm_epsilon: f64,
     /// Dropout probability.
     pub dropout: f64,
     /// Dropout probability of attention weights; `None`: as `dropout`. Runs from before there was a choice dropped none.
@@ -103,6 +113,14 @@ pub struct ModelSettings {
 
 fn default_feature_map() -> String {
     FeatureMap::default().name().into()
+}
+
+fn default_activation() -> String {
+    activation_name(GptConfig::default().activation).into()
+}
+
+fn default_eps() -> f64 {
+    LAYER_NORM_EPS
 }
 
 fn no_attention_dropout() -> Option<f64> {
@@ -121,6 +139,9 @@ impl Default for ModelSettings {
             positions: Positions::default(),
             tie_weights: false,
             head_merging: HeadMerging::default(),
+            inner: None,
+            activation_function: default_activation(),
+            layer_norm_epsilon: default_eps(),
             dropout: 0.1,
             attention_dropout: None,
         }
@@ -128,6 +149,25 @@ impl Default for ModelSettings {
 }
 
 impl ModelArgs {
+    /// The settings that describe a model whose weights a run starts from; its size, unless --preset gives another.
+    pub fn base(&self, config: &GptConfig) -> ModelSettings {
+        let size = |n: usize| self.preset.is_none().then_some(n);
+        ModelSettings {
+            layers: size(config.layers),
+            heads: size(config.heads),
+            width: size(config.width),
+            attention: config.attention.join(","),
+            feature_map: config.feature_map.name().into(),
+            positions: config.positions,
+            tie_weights: config.tied,
+            head_merging: config.head_merging,
+            inner: config.inner,
+            activation_function: activation_name(config.activation).into(),
+            layer_norm_epsilon: config.layer_norm_eps,
+            ..Default::default()
+        }
+    }
+
     /// What the flags say, and where they say nothing, `base`.
     pub fn over(&self, base: ModelSettings) -> ModelSettings {
         let merging = base.head_merging;
@@ -147,6 +187,9 @@ impl ModelArgs {
                 norm_scope: self.norm_scope.unwrap_or(merging.norm_scope),
                 norm_weight: self.norm_weight.unwrap_or(merging.norm_weight),
             },
+            inner: base.inner,
+            activation_function: base.activation_function,
+            layer_norm_epsilon: base.layer_norm_epsilon,
             dropout: self.dropout.unwrap_or(base.dropout),
             attention_dropout: self.attention_dropout.or(base.attention_dropout),
         }
@@ -197,7 +240,12 @@ impl ModelSettings {
             positions: self.positions,
             head_merging: self.head_merging,
             tied: self.tie_weights,
-            ..Default::default()
+            inner: self.inner,
+            activation: activation_of(&self.activation_function).ok_or_else(|| {
+                let what = format!("activation_function {}", self.activation_function);
+                Error::argument(what, "is not known", "restore training.json")
+            })?,
+            layer_norm_eps: self.layer_norm_epsilon,
         })
     }
 }
@@ -238,6 +286,24 @@ mod tests {
         let config = settings.config(8, 5).unwrap();
         assert_eq!((config.layers, config.width, config.attention_of(1)), (2, 48, "linear-attention"));
         assert_eq!(config.head_merging.norm_scope, NormScope::Batch);
+    }
+
+    #[test]
+    fn a_model_of_given_weights_is_described_by_its_settings() {
+        let config = GptConfig {
+            layers: 2,
+            width: 12,
+            tied: true,
+            inner: Some(20),
+            activation: crate::ops::linear::Activation::Relu,
+            layer_norm_eps: 1e-6,
+            positions: Positions::Rotary,
+            ..Default::default()
+        };
+        let args = ModelArgs::default();
+        assert_eq!(args.over(args.base(&config)).config(1024, 50_257).unwrap(), config);
+        let sized = ModelArgs { preset: Some("gpt-mini".into()), ..Default::default() };
+        assert_eq!(sized.over(sized.base(&config)).config(8, 9).unwrap().width, 192);
     }
 
     #[test]

@@ -246,6 +246,54 @@ impl Cuda {
         })
     }
 
+    fn loaded(&self, function: Function) -> Result<Arc<Loaded>> {
+        let unknown = || Error::kernel(format!("number {}", function.0), "not a function of this device");
+        lock(&self.code).functions.get(function.0).cloned().ok_or_else(unknown)
+    }
+
+    /// Launches, `cooperative` with all blocks at once.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn submit(&self, function: Function, launch: Launch, arguments: &[&[u8]], cooperative: bool) -> Result<()> {
+        let loaded = self.loaded(function)?;
+        self.bind()?;
+        loaded.prepare(launch, arguments, self.properties.shared_per_block)?;
+        let mut pointers: Vec<*mut std::ffi::c_void> =
+            arguments.iter().map(|argument| argument.as_ptr().cast_mut().cast()).collect();
+        let [grid_x, grid_y, grid_z] = launch.grid;
+        let [block_x, block_y, block_z] = launch.block;
+        let handle: CUfunction = loaded.handle.0;
+        // SAFETY: number and sizes of the parameters were checked where the driver tells them, and the caller vouches
+        // for what they describe; the driver copies them before it returns.
+        let launched = unsafe {
+            let launch_kernel = if cooperative { result::launch_cooperative_kernel } else { result::launch_kernel };
+            launch_kernel(
+                handle,
+                (grid_x, grid_y, grid_z),
+                (block_x, block_y, block_z),
+                launch.shared,
+                self.stream(),
+                &mut pointers,
+            )
+        };
+        self.last_launched.store(function.0, Ordering::Relaxed);
+        launched.map_err(|error| match error.0 {
+            Status::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE => {
+                let problem = format!("{launch:?}: not all of these blocks can run at once on this GPU");
+                Error::kernel(&loaded.name, problem)
+            }
+            Status::CUDA_ERROR_INVALID_VALUE | Status::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => {
+                Error::kernel(&loaded.name, format!("{launch:?} is refused: {}", describe(error)))
+            }
+            _ => self.error(&format!("launching {}", loaded.name), error),
+        })?;
+        if self.wait_always && !self.capturing.load(Ordering::Relaxed) {
+            self.synchronize()?;
+        }
+        Ok(())
+    }
+
     fn event(&self, events: &Events, event: Event) -> Result<CUevent> {
         let known = event.0 < events.recorded && events.recorded - event.0 <= EVENTS;
         let raw = events.pool.get(event.0 % EVENTS).filter(|_| known).map(|raw| raw.0);
@@ -351,38 +399,38 @@ impl Driver for Cuda {
     }
 
     unsafe fn launch(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {
-        let unknown = || Error::kernel(format!("number {}", function.0), "not a function of this device");
-        let loaded = lock(&self.code).functions.get(function.0).cloned().ok_or_else(unknown)?;
+        // SAFETY: by the trait's contract.
+        unsafe { self.submit(function, launch, arguments, false) }
+    }
+
+    unsafe fn launch_cooperative(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {
+        // SAFETY: by the trait's contract.
+        unsafe { self.submit(function, launch, arguments, true) }
+    }
+
+    fn cooperative_blocks(&self, function: Function, launch: Launch) -> Result<u32> {
+        use sys::CUdevice_attribute as Attribute;
+        let loaded = self.loaded(function)?;
         self.bind()?;
-        loaded.prepare(launch, arguments, self.properties.shared_per_block)?;
-        let mut pointers: Vec<*mut std::ffi::c_void> =
-            arguments.iter().map(|argument| argument.as_ptr().cast_mut().cast()).collect();
-        let [grid_x, grid_y, grid_z] = launch.grid;
-        let [block_x, block_y, block_z] = launch.block;
-        let handle: CUfunction = loaded.handle.0;
-        // SAFETY: number and sizes of the parameters were checked where the driver tells them, and the caller vouches
-        // for what they describe; the driver copies them before it returns.
-        let launched = unsafe {
-            result::launch_kernel(
-                handle,
-                (grid_x, grid_y, grid_z),
-                (block_x, block_y, block_z),
-                launch.shared,
-                self.stream(),
-                &mut pointers,
+        let fail = |e| self.error("asking how many blocks run at once", e);
+        let able = self.context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH).map_err(fail)?;
+        if able == 0 || !loaded.fits(launch, self.properties.shared_per_block) {
+            return Ok(0);
+        }
+        loaded.make_room(launch)?;
+        let threads: u32 = launch.block.iter().product();
+        let mut blocks = 0;
+        // SAFETY: the function belongs to the current context; the answer goes to a place of its own.
+        let status = unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &mut blocks,
+                loaded.handle.0,
+                threads as i32,
+                launch.shared as usize,
             )
         };
-        self.last_launched.store(function.0, Ordering::Relaxed);
-        launched.map_err(|error| match error.0 {
-            Status::CUDA_ERROR_INVALID_VALUE | Status::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => {
-                Error::kernel(&loaded.name, format!("{launch:?} is refused: {}", describe(error)))
-            }
-            _ => self.error(&format!("launching {}", loaded.name), error),
-        })?;
-        if self.wait_always && !self.capturing.load(Ordering::Relaxed) {
-            self.synchronize()?;
-        }
-        Ok(())
+        status.result().map_err(fail)?;
+        Ok(blocks.max(0) as u32 * self.properties.multiprocessors)
     }
 
     unsafe fn matmul(&self, product: &Matmul) -> Result<bool> {

@@ -108,7 +108,19 @@ impl Loaded {
                 self.static_shared, launch.shared
             ));
         }
-        // Up to 48 KiB in all need no leave.
+        self.make_room(launch)
+    }
+
+    /// Whether the GPU has the shared memory and the threads.
+    pub fn fits(&self, launch: Launch, shared_per_block: u32) -> bool {
+        let threads = launch.block.iter().map(|t| u64::from(*t)).product::<u64>();
+        let shared = u64::from(self.static_shared) + u64::from(launch.shared);
+        threads <= u64::from(self.max_threads) && shared <= u64::from(shared_per_block)
+    }
+
+    /// Leave to use as much shared memory as the launch wants; up to 48 KiB in all need none.
+    pub fn make_room(&self, launch: Launch) -> Result<()> {
+        let shared = u64::from(self.static_shared) + u64::from(launch.shared);
         let mut granted = self.dynamic_shared.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if shared > 48 << 10 && launch.shared > *granted {
             // SAFETY: the function exists; its context is current.

@@ -107,6 +107,11 @@ impl Compiler {
         }
     }
 
+    /// The sanitizer that kernels are compiled with.
+    pub fn sanitizer(&self) -> Option<Sanitizer> {
+        self.sanitize
+    }
+
     /// The path of a library that comes with the compiler, if it has it.
     pub fn library(&self, name: &str) -> Option<PathBuf> {
         let output = command(&self.program).arg(format!("-print-file-name={name}")).output().ok()?;

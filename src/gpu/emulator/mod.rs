@@ -64,6 +64,9 @@ pub struct EmulatorOptions {
 /// Bytes of shared memory a block may use, static and dynamic together: those of sm_80.
 const SHARED_PER_BLOCK: u32 = 163 * 1024;
 
+/// Blocks of a cooperative launch, at most: each has an OS thread of its own.
+const MAX_COOPERATIVE: u32 = 64;
+
 /// A [`Driver`] that executes kernels on the CPU.
 pub struct Emulator {
     properties: Properties,
@@ -86,7 +89,7 @@ struct Stream {
 enum Work {
     Fill { address: u64, value: u8, bytes: usize },
     Copy { to: u64, from: u64, bytes: usize },
-    Launch { kernel: Kernel, launch: Launch, arguments: Arguments },
+    Launch { kernel: Kernel, launch: Launch, arguments: Arguments, cooperative: bool },
 }
 
 /// No lock here is held across code that can leave its data half-changed.
@@ -213,7 +216,7 @@ impl Emulator {
 
     /// # Safety
     /// As [`Driver::launch`], after `check`, with the stream locked.
-    unsafe fn run(&self, kernel: &Kernel, launch: &Launch, arguments: &Arguments) -> Result<()> {
+    unsafe fn run(&self, kernel: &Kernel, launch: &Launch, arguments: &Arguments, cooperative: bool) -> Result<()> {
         let (order, copies) = *lock(&self.schedule);
         let (order, seed) = match order {
             Order::Forward => (0, 0),
@@ -235,6 +238,8 @@ impl Emulator {
             shared_limit: SHARED_PER_BLOCK,
             order,
             copies,
+            cooperative: cooperative as u32,
+            unused: 0,
             seed,
             copy_seed,
         };
@@ -261,8 +266,34 @@ impl Emulator {
                 Ok(())
             }
             // SAFETY: by this function's contract.
-            Work::Launch { kernel, launch, arguments } => unsafe { self.run(kernel, launch, arguments) },
+            Work::Launch { kernel, launch, arguments, cooperative } => unsafe {
+                self.run(kernel, launch, arguments, *cooperative)
+            },
         }
+    }
+
+    /// # Safety
+    /// As [`Driver::launch`].
+    unsafe fn submit_launch(
+        &self,
+        function: Function,
+        launch: Launch,
+        arguments: &[&[u8]],
+        cooperative: bool,
+    ) -> Result<()> {
+        let kernel = lock(&self.modules).kernels.get(function.0).cloned();
+        let Some(kernel) = kernel else {
+            return Err(Error::kernel(format!("{function:?}"), "belongs to another driver"));
+        };
+        self.check(&kernel, &launch, arguments)?;
+        let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+        let most = self.cooperative_blocks(function, launch)?;
+        if cooperative && blocks > u64::from(most) {
+            let problem = format!("a cooperative launch of {blocks} blocks, and at most {most} run at once");
+            return Err(Error::kernel(&*kernel.name, problem));
+        }
+        // SAFETY: by the trait's contract.
+        unsafe { self.submit(Work::Launch { kernel, launch, arguments: Arguments::new(arguments), cooperative }) }
     }
 
     /// # Safety
@@ -368,13 +399,18 @@ impl Driver for Emulator {
     }
 
     unsafe fn launch(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {
-        let kernel = lock(&self.modules).kernels.get(function.0).cloned();
-        let Some(kernel) = kernel else {
-            return Err(Error::kernel(format!("{function:?}"), "belongs to another driver"));
-        };
-        self.check(&kernel, &launch, arguments)?;
         // SAFETY: by the trait's contract.
-        unsafe { self.submit(Work::Launch { kernel, launch, arguments: Arguments::new(arguments) }) }
+        unsafe { self.submit_launch(function, launch, arguments, false) }
+    }
+
+    unsafe fn launch_cooperative(&self, function: Function, launch: Launch, arguments: &[&[u8]]) -> Result<()> {
+        // SAFETY: by the trait's contract.
+        unsafe { self.submit_launch(function, launch, arguments, true) }
+    }
+
+    fn cooperative_blocks(&self, _: Function, _: Launch) -> Result<u32> {
+        // ThreadSanitizer keeps at most 8,128 threads apart, and each fiber is one.
+        Ok(if self.compiler.sanitizer() == Some(Sanitizer::Thread) { MAX_COOPERATIVE / 4 } else { MAX_COOPERATIVE })
     }
 
     unsafe fn matmul(&self, _product: &Matmul) -> Result<bool> {

@@ -37,6 +37,9 @@ pub struct Job {
     pub shared_limit: u32,
     pub order: i32,
     pub copies: i32,
+    /// Whether all blocks run at once.
+    pub cooperative: u32,
+    pub unused: u32,
     pub seed: u64,
     pub copy_seed: u64,
 }
