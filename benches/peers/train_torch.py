@@ -6,6 +6,7 @@
     train_torch.py --attn target/release/attn --text input.txt speed    # a step of each, side by side
     train_torch.py --attn target/release/attn --text input.txt quality  # validation loss of three seeds each
     train_torch.py --attn target/release/attn --text input.txt reading  # transformers reads our checkpoint alike
+    train_torch.py --attn target/release/attn head                      # a step at vocabulary 50,257, B2 T256, by turns
 
 Needs torch 2.11, numpy, safetensors; for `reading` also transformers. gpt-nano, block 128, batch 16, no dropout throughout.
 """
@@ -13,6 +14,7 @@ Needs torch 2.11, numpy, safetensors; for `reading` also transformers. gpt-nano,
 import argparse
 import json
 import math
+import random
 import statistics
 import subprocess
 import tempfile
@@ -225,6 +227,37 @@ def speed(args):
     return medians["attn"] < medians["torch"]
 
 
+def head(args):
+    """The two by turns, as other work on the machine slows whichever runs; minima are compared. Needs no text: one of
+    as many different characters as the vocabulary has is made."""
+    global BLOCK, BATCH
+    BLOCK, BATCH = args.block, args.batch
+    characters = [chr(0x10000 + i) for i in range(args.vocabulary)]
+    generator = random.Random(1)
+    generator.shuffle(characters)
+    torch.manual_seed(1)
+    model = Gpt(args.vocabulary)
+    optimizer = model.optimizer()
+    times = {"torch": [], "attn": []}
+    with tempfile.TemporaryDirectory() as folder:
+        args.text = f"{folder}/text"
+        Path(args.text).write_text("".join(characters + generator.choices(characters, k=args.vocabulary // 4)), encoding="utf-8")
+        vocabulary, train, _ = read(args.text)
+        assert vocabulary == args.vocabulary
+        for turn in range(args.turns):
+            for i in range(args.steps):
+                start = time.perf_counter()
+                step(model, optimizer, sequential(train, turn * args.steps + i))
+                times["torch"].append((time.perf_counter() - start) * 1e3)
+            log = attn(args, f"{folder}/out", args.steps, "--data-order", "sequential", "--overwrite")
+            times["attn"] += [BATCH * BLOCK / row["tokens_per_s"] * 1e3 for row in log if "loss" in row]
+    for name, ms in times.items():
+        print(f"{name:6} min {min(ms):7.1f} ms  median {statistics.median(ms):7.1f} ms  of {len(ms)} steps")
+    ratio = min(times["attn"]) / min(times["torch"])
+    print(f"vocabulary {args.vocabulary}, {BATCH}×{BLOCK} tokens: attn takes {ratio:.2f} of torch's time (aim 0.5)")
+    return ratio <= 0.5
+
+
 def quality(args):
     vocabulary, train, validation = read(args.text)
     found = {"torch": [], "attn": []}
@@ -273,19 +306,25 @@ def reading(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["losses", "speed", "quality", "reading"])
+    parser.add_argument("what", choices=["losses", "speed", "quality", "reading", "head"])
     parser.add_argument("--attn", required=True, help="the binary")
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", help="needed by all but head")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, help="default: losses 50, speed 100, quality 2000, reading 20")
+    parser.add_argument("--steps", type=int, help="default: losses 50, speed 100, quality 2000, reading 20, head 5")
     parser.add_argument("--positions", default="learned,sinusoidal", help="for losses")
     parser.add_argument("--optimizers", default="adamw,sgd,adagrad", help="for losses; also adam")
     parser.add_argument("--verbose", action="store_true", help="losses: of every step")
+    parser.add_argument("--vocabulary", type=int, default=50257, help="of head")
+    parser.add_argument("--batch", type=int, default=2, help="rows of head's batches")
+    parser.add_argument("--block", type=int, default=256, help="tokens of head's rows")
+    parser.add_argument("--turns", type=int, default=4, help="how often each of the two runs its steps in head")
     args = parser.parse_args()
-    args.steps = args.steps or {"losses": 50, "speed": 100, "quality": 2000, "reading": 20}[args.what]
+    if args.what != "head" and not args.text:
+        parser.error(f"{args.what} needs --text")
+    args.steps = args.steps or {"losses": 50, "speed": 100, "quality": 2000, "reading": 20, "head": 5}[args.what]
     torch.set_num_threads(args.threads)
-    modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading}
+    modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading, "head": head}
     raise SystemExit(0 if modes[args.what](args) else 1)
 
 

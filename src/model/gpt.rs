@@ -74,12 +74,12 @@ pub struct Conditions {
     /// Integers (B): how many tokens of each row are no padding.
     pub lengths: Option<Tensor>,
     /// In generation token by token: where in the text the one token stands.
-    pub place: Option<Place>,
+    pub place: Option<TokenPlace>,
 }
 
 /// Where one token stands after others that earlier runs have seen ([`Gpt::next_logits`]).
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct TokenPlace {
     /// Its position, integer (1,1).
     pub position: Tensor,
     /// Tokens up to it, integer (1).
@@ -212,17 +212,17 @@ impl Gpt {
 
     /// Records the logits (1,1,V) after one token (1,1), which stands behind those of earlier runs of the same plan: keys and
     /// values so far are kept in caches of a block, and linear attention's sums in a state of constant size. Position 0
-    /// begins anew. What is to be written before each run is the token and its [`Place`].
+    /// begins anew. What is to be written before each run is the token and its [`TokenPlace`].
     ///
     /// # Errors
     /// As [`Gpt::hidden`]; [`Gpt::steps_by_token`] says which models cannot.
-    pub fn next_logits(&self, g: &mut Graph, token: Tensor) -> Result<(Tensor, Place)> {
+    pub fn next_logits(&self, g: &mut Graph, token: Tensor) -> Result<(Tensor, TokenPlace)> {
         self.steps_by_token().map_err(|why| Error::argument("the model", why, "compute whole windows"))?;
         let GptConfig { block, width, heads, .. } = self.config;
         let position = g.indices("position", &[1, 1], 0..block as i64);
         let length = g.indices("length", &[1], 0..block as i64 + 1);
         let angles = (self.config.positions == Positions::Rotary).then(|| angles(g, 1, width / heads, rotary::BASE));
-        let place = Place { position, length, angles };
+        let place = TokenPlace { position, length, angles };
         let logits = self.logits(g, token, Conditions { place: Some(place), ..Default::default() })?;
         Ok((logits, place))
     }
@@ -265,7 +265,7 @@ impl Gpt {
     }
 
     /// Tokens (B,T) as vectors (B,T,C), with positions where they are added.
-    fn embed(&self, g: &mut Graph, tokens: Tensor, wte: Tensor, place: Option<Place>) -> Result<Tensor> {
+    fn embed(&self, g: &mut Graph, tokens: Tensor, wte: Tensor, place: Option<TokenPlace>) -> Result<Tensor> {
         let (length, c) = (if place.is_some() { self.config.block } else { g.shape(tokens)[1] }, self.config.width);
         let positions = match self.config.positions {
             Positions::Learned => Some(g.parameter("transformer.wpe.weight", &[self.config.block, c], false)),
@@ -363,7 +363,7 @@ impl Gpt {
         name: &str,
         [q, k, v]: [Tensor; 3],
         shared: &Shared,
-        place: Place,
+        place: TokenPlace,
     ) -> Result<Tensor> {
         if name == linear_attention::ENTRY.name {
             let step = LinearAttentionStep { feature_map: self.config.feature_map };

@@ -9,7 +9,7 @@ mod sample;
 pub mod weights;
 
 pub use config::GptConfig;
-pub use gpt::{Conditions, Gpt, Hidden, LossGraph, PRESETS, Place, Preset, Tap};
+pub use gpt::{Conditions, Gpt, Hidden, LossGraph, PRESETS, Preset, Tap, TokenPlace};
 pub use inputs::Inputs;
 pub use options::{DropoutRates, HeadMerge, HeadMerging, Positions};
 pub use sample::{Choice, Sampler, TokenByToken};

@@ -7,7 +7,7 @@
 //! [`Sampler`] computes whole windows: what is past the block size slides out of them, and every model can.
 
 use super::Gpt;
-use super::gpt::Place;
+use super::gpt::TokenPlace;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
@@ -130,7 +130,7 @@ fn none() -> Error {
 pub struct TokenByToken {
     plan: Plan,
     token: Tensor,
-    place: Place,
+    place: TokenPlace,
     logits: Tensor,
     block: usize,
     /// The tokens that caches and states hold.
