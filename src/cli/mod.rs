@@ -53,7 +53,7 @@ struct DevicesArgs {
 enum Command {
     Devices(DevicesArgs),
     Validate(validate::Args),
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     Run(run::Args),
     Train(train::Args),
     Eval(eval::Args),
@@ -75,7 +75,7 @@ pub fn main() -> anyhow::Result<Status> {
     let status = match Cli::parse().command {
         Command::Devices(args) => return devices::run(args.json).map(|()| Status::Done),
         Command::Validate(args) => validate::main(args),
-        Command::Bench(args) => bench::main(args),
+        Command::Bench(args) => bench::main(*args),
         Command::Run(args) => run::main(args),
         Command::Train(args) => train::main(args),
         Command::Eval(args) => eval::main(args),
