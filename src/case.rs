@@ -21,6 +21,8 @@ pub struct Case {
     pub large: bool,
     /// Whether it is about index arithmetic, which is the same in every precision: f32 shows it.
     pub of_indices: bool,
+    /// Whether a second derivative jumps at its inputs, so that central differences err in the first order of the step.
+    pub kink: bool,
     /// What follows backward, if anything.
     pub training: Option<Training>,
     build: Arc<Build>,
@@ -79,6 +81,7 @@ impl Case {
             every_order: false,
             large: false,
             of_indices: false,
+            kink: false,
             training: None,
             build: Arc::new(build),
         }
@@ -105,6 +108,12 @@ impl Case {
     /// The same case, marked as about indices.
     pub fn of_indices(mut self) -> Case {
         self.of_indices = true;
+        self
+    }
+
+    /// The same case, marked as one at a kink: see [`Case::kink`].
+    pub fn at_a_kink(mut self) -> Case {
+        self.kink = true;
         self
     }
 

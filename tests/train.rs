@@ -120,7 +120,7 @@ fn starts_from_given_weights() {
     let words = ["init/model.safetensors: tensor `transformer.wpe.weight` has shape [8, 48], expected [9, 48]"];
     place.refuses(&format!("{other} --init init --out d"), &words);
     place.refuses(&format!("{base} --preset gpt-micro --init init --out d"), &["wte.weight` has shape"]);
-    place.refuses(&format!("{base} --init t.txt --out d"), &["model.safetensors: does not exist"]);
+    place.refuses(&format!("{base} --init t.txt --out d"), &["t.txt: is no valid safetensors file"]);
     let bytes = fs::read(place.path("init/model.safetensors")).unwrap();
     fs::write(place.path("init/model.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
     place.refuses(&format!("{base} --init init --out d"), &["is no valid safetensors file"]);

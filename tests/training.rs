@@ -24,7 +24,7 @@ fn optimisers_and_schedules_resume_bit_for_bit() {
             "adamw",
             "--schedule cosine --schedule-steps 6 --lr 8e-4 --warmup 2",
             2,
-            [4e-4, 8e-4, 8e-4, 6.828427124746190e-4],
+            [4e-4, 8e-4, 8e-4, 6.828_427_124_746_19e-4],
         ),
         ("adam", "--schedule linear --schedule-steps 6 --lr 6e-4 --weight-decay-l2 0.01", 2, [6e-4, 5e-4, 4e-4, 3e-4]),
         ("sgd", "--schedule step --step-size 2 --gamma 0.5 --lr 0.8 --momentum 0.9", 1, [0.8, 0.8, 0.4, 0.4]),

@@ -48,7 +48,7 @@ pub enum Rows {
         /// What is validated on.
         validation: Corpus,
         /// Its losses.
-        evaluator: Evaluator,
+        evaluator: Box<Evaluator>,
         /// Where answers are right or wrong (addition): what finds which.
         answers: Option<Answers>,
     },

@@ -178,7 +178,7 @@ pub(super) fn train(args: LmArgs) -> Result<Trained> {
     let answers = || Answers::new(&gpt, batch_size, device.clone());
     let rows = match (corpora, tasks) {
         (Some((batches, validation)), _) => {
-            let evaluator = Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?;
+            let evaluator = Box::new(Evaluator::new(gpt.loss_of_length(batch_size, length, 0.0)?, device.clone())?);
             let answers = addition.then(answers).transpose()?;
             Rows::Corpora { batches, validation, evaluator, answers }
         }

@@ -106,7 +106,7 @@ pub fn encode(
 /// Encodes a text into a corpus in memory.
 ///
 /// # Errors
-/// As [`encode`].
+/// If the text cannot be read, or holds what the tokenizer does not know.
 pub fn read(text: &Text, format: &Format, tokenizer: &Tokenizer, progress: impl FnMut(u64)) -> Result<(Corpus, Found)> {
     let (mut all, mut ends) = (Vec::new(), Vec::new());
     let sink = |tokens: &[i32]| {

@@ -386,7 +386,7 @@ fn cases() -> Vec<Case> {
         case([1, 2, 1000, 3], Prefix, Raw, &[]),
         case([0, 2, 3, 4], Batch, Raw, &[]),
         twice,
-        zeros(Raw),
-        zeros(Relative),
+        zeros(Raw).at_a_kink(),
+        zeros(Relative).at_a_kink(),
     ]
 }

@@ -189,7 +189,7 @@ mod tests {
             }
             // Visible cells, a background a panel, and the bar's 64 steps; no more words than can be read.
             assert_eq!(colored, 4 * (n * (n + 1) / 2 + 1) + 64);
-            assert!(words >= 7 && words < 220, "{words}");
+            assert!((7..220).contains(&words), "{words}");
         }
     }
 }

@@ -170,8 +170,7 @@ mod tests {
     #[test]
     fn records_are_framed_as_tensorflow_frames_them() {
         assert_eq!(crc32c::crc32c(&[0; 32]), 0x8a91_36aa);
-        let crc = 0x8a91_36aa_u32;
-        assert_eq!(masked_crc(&[0; 32]), ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8));
+        assert_eq!(masked_crc(&[0; 32]), 0x8a91_36aa_u32.rotate_right(15).wrapping_add(0xa282_ead8));
         let framed = record(b"abc");
         assert_eq!(framed[..8], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!((framed.len(), &framed[12..15]), (8 + 4 + 3 + 4, &b"abc"[..]));

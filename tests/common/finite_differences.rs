@@ -6,7 +6,7 @@ use attn_engine::{Plan, PlanOptions, Result, Tensor};
 use std::sync::Arc;
 
 /// Half the distance of the two points. The truncation is of order STEP², the rounding of order 1e-16/STEP.
-const STEP: f64 = 1e-5;
+pub const STEP: f64 = 1e-5;
 
 /// Inputs of at most this many elements in all are differentiated: a forward pass for each twice.
 pub const ELEMENTS: usize = 3000;
