@@ -18,9 +18,9 @@ use std::time::Instant;
   attn generate --checkpoint run --prompt \"KING:\" --temperature 0.8 --top-p 0.9 --timings
   attn generate --checkpoint adder --prompt \"12+34=\" --tokens 4 --greedy
 
-Keys and values of earlier tokens are kept, of linear attention a state of constant size, so that a token costs one row.
-A text longer than the block size slides through it: from there on, and with --head-merge reweight throughout, each token
-computes a whole window.")]
+Keys and values of earlier tokens are kept, of linear attention a state of constant size, so that a
+token costs one row. A text longer than the block size slides through it: from there on, and with
+--head-merge reweight throughout, each token computes a whole window.")]
 pub struct Args {
     /// Checkpoint that `attn train lm` wrote
     #[arg(long, value_name = "DIR")]

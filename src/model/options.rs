@@ -10,13 +10,13 @@ pub enum Positions {
     /// A trained vector for each position is added to the token's (GPT-2).
     #[default]
     Learned,
-    /// Added sines and cosines, each dimension with an argument of its own: see [`sinusoids`].
+    /// Added sines and cosines, each dimension with an argument of its own: sin(k/10000^(i/d)) for even i, cos for odd i.
     Sinusoidal,
     /// Added sines and cosines in pairs of one argument (Vaswani et al., "Attention is all you need", 2017, section 3.5).
     SinusoidalPaired,
-    /// Queries and keys are turned by angles: see [`crate::ops::rotary`].
+    /// Queries and keys are turned by angles that grow with the position (RoPE).
     Rotary,
-    /// Scores fall with the distance: see [`alibi_slopes`]. Softmax attention only.
+    /// Scores fall with the distance, in each head at another rate (ALiBi). Softmax attention only.
     Alibi,
     /// Not at all, but for what the causal mask tells.
     None,
@@ -33,7 +33,7 @@ pub enum HeadMerge {
     Shuffle,
     /// Side by side, rotated left by one head.
     Shift,
-    /// Side by side, each times a weight from its own matrix norm: see [`crate::ops::reweight_heads`].
+    /// Side by side, each times a weight from its own matrix norm.
     Reweight,
 }
 

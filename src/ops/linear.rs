@@ -605,6 +605,24 @@ fn cases() -> Vec<Case> {
             g.record(Linear { weight, bias, activation }, &tensors)
         })
     };
+    // The ReLU's slope jumps at 0, where rounding would decide it: all sums here are halves of odd integers, in every
+    // precision exactly.
+    let relu = |rows: usize, inputs: usize, outputs: usize, weight, bias| {
+        Case::new(format!("[{rows}, {inputs}] to {outputs} {weight:?} bias {bias} ReLU"), move |g| {
+            let shape = if weight == OutIn { [outputs, inputs] } else { [inputs, outputs] };
+            let input = |i: usize| if weight == OutIn { i % inputs } else { i / outputs };
+            let x = |i: usize| if i.is_multiple_of(inputs) { 0.5 } else { (i * 7 % 5) as f64 - 2.0 };
+            let w = |i: usize| if input(i) == 0 { 1.0 } else { (i * 11 % 7 % 3) as f64 - 1.0 };
+            let mut tensors = vec![
+                g.given("x", &[rows, inputs], (0..rows * inputs).map(x).collect()),
+                g.given("weight", &shape, (0..inputs * outputs).map(w).collect()),
+            ];
+            if bias {
+                tensors.push(g.given("bias", &[outputs], (0..outputs).map(|o| (o % 3) as f64 - 1.0).collect()));
+            }
+            g.record(Linear { weight, bias, activation: Some(Activation::Relu) }, &tensors)
+        })
+    };
     // A layer used twice: the second use's gradients are added to the first's.
     let twice = Case::new("one layer twice", |g| {
         let x = g.normal("x", &[300, 37]);
@@ -633,8 +651,8 @@ fn cases() -> Vec<Case> {
         // More rows than one part has on the CPU; a weight that is large to it.
         case(&[600, 5], 7, InOut, true, Some(Activation::GeluErf)),
         case(&[3, 300], 300, InOut, true, Some(Activation::GeluErf)),
-        case(&[3, 5], 37, OutIn, true, Some(Activation::Relu)),
-        case(&[300, 17], 33, InOut, false, Some(Activation::Relu)).in_every_order(),
+        relu(3, 5, 37, OutIn, true),
+        relu(300, 17, 33, InOut, false).in_every_order(),
         twice,
         trained,
     ]
