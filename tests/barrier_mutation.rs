@@ -94,7 +94,14 @@ fn mutations(subjects: &[Subject]) -> Vec<Mutation> {
 
 fn touches(module: &Module, file: &str) -> bool {
     let name = file.strip_prefix("kernels/").unwrap();
-    name == format!("{}.cu", module.source) || module.text.contains(&format!("#include \"{name}\""))
+    name == format!("{}.cu", module.source) || includes(module.text, name)
+}
+
+/// Whether a text includes the header, itself or through headers that it includes.
+fn includes(text: &str, name: &str) -> bool {
+    let directly = |text: &str, name: &str| text.contains(&format!("#include \"{name}\""));
+    directly(text, name)
+        || HEADERS.iter().any(|(other, inner)| *other != name && directly(text, other) && includes(inner, name))
 }
 
 fn schedules() -> Vec<(Order, CopyPolicy)> {

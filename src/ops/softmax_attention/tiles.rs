@@ -95,8 +95,13 @@ impl Tiles {
         // Besides, M rows of N weights, in which the warps hand over what they have for dq.
         let one_pass = |m, n| backward(m, n) + m * row(n);
         let of_one_pass = |[groups, warps, n]: [usize; 3]| tile([groups, warps, n], &one_pass);
-        // What is summed for dq takes registers from N beyond 64 columns: with 32, sm_100a spills.
-        let widest = if columns.0.max(columns.1) > 64 { [dkdv[0], dkdv[1], 16] } else { dkdv };
+        // What is summed for dq takes registers, of N or of the warps: with more, sm_100a and sm_120 spill.
+        let widest = match (bytes, columns.0.max(columns.1)) {
+            (2, ..=64) => dkdv,
+            (2, _) => [1, 4, 16],
+            (_, ..=64) => [1, 4, 32],
+            (_, _) => [1, 2, 16],
+        };
         let unordered = [widest, [1, 2, 16], [1, 1, 16]].into_iter().map(of_one_pass).find(|t| t.shared <= SHARED);
         let parts = if columns.0.max(columns.1) > 128 { 2 } else { 1 };
         let forward = tile(forward, &|m, n| (m + n) * key + n * value);
