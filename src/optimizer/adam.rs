@@ -1,19 +1,17 @@
 //! Adam (Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015), in the order of torch.optim.Adam, whose
 //! weight decay is an L2 penalty's gradient: g ← g + decay·θ; m ← m + (1 − β1)·(g − m); v ← β2·v + (1 − β2)·g²;
-//! θ ← θ − lr/(1 − β1^t) · m / (√v / √(1 − β2^t) + ε). (AdamW's decay does not pass through m and v.)
+//! θ ← θ − lr/(1 − β1^t) · m / (√v / √(1 − β2^t) + ε). (AdamW's decay does not pass
+//! through m and v.) The kernel is AdamW's, which has both kinds of decay.
 
 use super::Optimizer;
 use super::adamw::{MEANS, Means, hyper};
 use crate::case::Case;
 use crate::cpu::Real;
 use crate::error::Result;
-use crate::gpu::{Gpu, Module, Source};
+use crate::gpu::Gpu;
 use crate::op::*;
 use crate::ops::Entry;
 use std::sync::Arc;
-
-// SAFETY: each thread touches the element of its index in four buffers of n elements, and the first hyper-parameters.
-const SOURCE: Source = unsafe { Source::new("adam", include_str!("../../kernels/adam.cu"), &["adam"]) };
 
 /// The update; its buffers are parameters, gradients, m, v, hyper = [lr, 1 − β1^t, 1 − β2^t, …].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +35,11 @@ pub static ENTRY: Entry =
 impl Adam {
     /// torch.optim.Adam's constants.
     pub const TORCH: Adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay_l2: 0.0, decayed: 0 };
+
+    fn means(&self) -> Means {
+        let Adam { beta1, beta2, eps, weight_decay_l2, decayed } = *self;
+        Means { beta1, beta2, eps, shrink: 0.0, l2: weight_decay_l2, decayed }
+    }
 }
 
 impl Optimizer for Adam {
@@ -55,34 +58,13 @@ impl Update for Adam {
     }
 
     fn update_gpu(&self, gpu: &Gpu, buffers: &[Place]) -> Result<()> {
-        let [parameters, gradients, m, v, hyper] = [0, 1, 2, 3, 4].map(|i| buffers[i].address);
-        let n = buffers[0].numel();
-        gpu.launch_flat(
-            &Module::new(&SOURCE),
-            "adam",
-            n,
-            &[
-                &parameters,
-                &gradients,
-                &m,
-                &v,
-                &hyper,
-                &(n as i64),
-                &(self.decayed as i64),
-                &((1.0 - self.beta1) as f32),
-                &(self.beta2 as f32),
-                &((1.0 - self.beta2) as f32),
-                &(self.eps as f32),
-                &(self.weight_decay_l2 as f32),
-            ],
-        )
+        self.means().update_gpu(gpu, buffers)
     }
 }
 
 impl<R: Real> CpuUpdate<R> for Adam {
     fn update_cpu(&self, buffers: Vec<&mut [R]>, _: Mode) {
-        let Adam { beta1, beta2, eps, weight_decay_l2, decayed } = *self;
-        Means { beta1, beta2, eps, shrink: 0.0, l2: weight_decay_l2, decayed }.update_cpu(buffers);
+        self.means().update_cpu(buffers);
     }
 }
 

@@ -47,6 +47,11 @@ pub static ENTRY: Entry =
 impl AdamW {
     /// minGPT's constants; nothing decays until `decayed` is set.
     pub const MINGPT: AdamW = AdamW { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, decayed: 0 };
+
+    fn means(&self) -> Means {
+        let AdamW { beta1, beta2, eps, weight_decay, decayed } = *self;
+        Means { beta1, beta2, eps, shrink: weight_decay, l2: 0.0, decayed }
+    }
 }
 
 impl Optimizer for AdamW {
@@ -65,6 +70,31 @@ impl Update for AdamW {
     }
 
     fn update_gpu(&self, gpu: &Gpu, buffers: &[Place]) -> Result<()> {
+        self.means().update_gpu(gpu, buffers)
+    }
+}
+
+impl<R: Real> CpuUpdate<R> for AdamW {
+    fn update_cpu(&self, buffers: Vec<&mut [R]>, _: Mode) {
+        self.means().update_cpu(buffers);
+    }
+}
+
+/// AdamW and Adam, which differ in where decay comes in alone.
+pub(super) struct Means {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    /// Decayed parameters are first multiplied with 1 − rate·shrink.
+    pub shrink: f64,
+    /// Part of each decayed parameter that is added to its gradient.
+    pub l2: f64,
+    pub decayed: usize,
+}
+
+impl Means {
+    /// Launches it; buffers as [`AdamW`]'s.
+    pub fn update_gpu(&self, gpu: &Gpu, buffers: &[Place]) -> Result<()> {
         let [parameters, gradients, m, v, hyper] = [0, 1, 2, 3, 4].map(|i| buffers[i].address);
         let n = buffers[0].numel();
         gpu.launch_flat(
@@ -83,32 +113,13 @@ impl Update for AdamW {
                 &(self.beta2 as f32),
                 &((1.0 - self.beta2) as f32),
                 &(self.eps as f32),
-                &(self.weight_decay as f32),
+                &(self.shrink as f32),
+                &(self.l2 as f32),
             ],
         )
     }
-}
 
-impl<R: Real> CpuUpdate<R> for AdamW {
-    fn update_cpu(&self, buffers: Vec<&mut [R]>, _: Mode) {
-        let AdamW { beta1, beta2, eps, weight_decay, decayed } = *self;
-        Means { beta1, beta2, eps, shrink: weight_decay, l2: 0.0, decayed }.update_cpu(buffers);
-    }
-}
-
-/// What AdamW and Adam share on the CPU.
-pub(super) struct Means {
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    /// Decayed parameters are first multiplied with 1 − rate·shrink.
-    pub shrink: f64,
-    /// Part of each decayed parameter that is added to its gradient.
-    pub l2: f64,
-    pub decayed: usize,
-}
-
-impl Means {
+    /// Runs it; buffers as [`AdamW`]'s.
     pub fn update_cpu<R: Real>(&self, buffers: Vec<&mut [R]>) {
         let Ok([parameters, gradients, m, v, hyper]) = <[&mut [R]; 5]>::try_from(buffers) else {
             panic!("parameters, gradients, m, v, hyper")
