@@ -29,6 +29,7 @@ impl Plan {
     /// Plans another graph of the same model on the same device, such as one of longer sequences: parameters, their
     /// gradients, the optimiser's buffers, hyper-parameters and frozen tensors are those of `base`, whose memory lives on
     /// as long as either plan does. Whoever trains runs forward, backward and the update of one plan after the other's.
+    /// Where it suffices, both compute in `base`'s memory: what one keeps, the other's next run may take.
     ///
     /// # Errors
     /// As [`Plan::new`], and if the graphs' parameters or frozen tensors differ in name, order or shape, or `base` has no
@@ -226,12 +227,14 @@ impl Plan {
         }
         let pooled = pool.place();
 
-        let memory = Arc::new(Memory::new(device.clone(), fixed + pooled)?);
+        let pooled_in = base.map(|b| b.pooled).filter(|(_, bytes)| *bytes >= pooled).map(|(start, _)| start);
+        let memory = Arc::new(Memory::new(device.clone(), fixed + if pooled_in.is_some() { 0 } else { pooled })?);
         let shared = base.map_or_else(Vec::new, |b| [b.memory.clone()].into_iter().chain(b.shared.clone()).collect());
         let start = memory.address();
+        let pooled_from = pooled_in.unwrap_or(start + fixed as u64);
         let address = |slot: Slot| match slot {
             Slot::Fixed(offset) => start + offset as u64,
-            Slot::Pooled(block) => start + (fixed + pool.offset(block)) as u64,
+            Slot::Pooled(block) => pooled_from + pool.offset(block) as u64,
             Slot::At(address) => address,
         };
         let place = |t: Tensor, kind: Kind, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
@@ -321,7 +324,7 @@ impl Plan {
             readable,
             parameters: (elements, decayed),
             flat: flat.into_iter().map(address).collect(),
-            pooled: (start + fixed as u64, pooled),
+            pooled: (pooled_from, pooled),
             poison: options.poison,
             graph,
             device,

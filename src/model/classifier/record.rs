@@ -7,6 +7,7 @@ use crate::graph::{Graph, Tensor};
 use crate::ops::OPS;
 use crate::ops::add::Add;
 use crate::ops::binary_cross_entropy::BinaryCrossEntropy;
+use crate::ops::concatenate::Concatenate;
 use crate::ops::cross_entropy::CrossEntropy;
 use crate::ops::dropout::Dropout;
 use crate::ops::embedding::Embedding;
@@ -15,6 +16,7 @@ use crate::ops::head_pooling::HeadPooling;
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Activation, Linear, WeightLayout};
 use crate::ops::mean_pooling::MeanPooling;
+use crate::ops::recurrent::{Cell, Stack};
 use crate::ops::softmax_attention::{self, Extra, SoftmaxAttention};
 use crate::ops::tanh::Tanh;
 use crate::philox::Philox;
@@ -145,7 +147,6 @@ impl Recorder<'_> {
     /// One vector (B,·) of each text; the weights of heads and the words' vectors where there are.
     fn pooled(&mut self, tokens: Tensor, lengths: Tensor) -> Result<(Tensor, Option<Tensor>, Option<Tensor>)> {
         let config = self.config;
-        let [_, length] = self.g.shape(tokens)[..] else { unreachable!("tokens are (B,T)") };
         if config.model == ModelName::BowLogreg {
             let (rows, classes) = (config.vocabulary, config.logits());
             let bound = Initial::Uniform(1.0 / (rows as f64).sqrt());
@@ -189,9 +190,32 @@ impl Recorder<'_> {
                 let x = self.layer_norm("norm", x)?;
                 self.g.one(MeanPooling { features: false }, &[x, lengths])?
             }
-            _ => self.recurrent(x, lengths, length)?,
+            _ => self.recurrent(x, lengths)?,
         };
         Ok((pooled, None, Some(x)))
+    }
+
+    /// The last layer's final states, of both directions one after the other: (B, directions·H).
+    fn recurrent(&mut self, x: Tensor, lengths: Tensor) -> Result<Tensor> {
+        let ClassifierConfig { units, layers, dropout, .. } = *self.config;
+        let cell = if self.config.model == ModelName::Gru { Cell::Gru } else { Cell::Tanh };
+        let directions = 1 + self.config.bidirectional as usize;
+        let stack = Stack { cell, inputs: self.config.width, hidden: units, layers, directions, bias: true };
+        let bound = Initial::Uniform(1.0 / (units as f64).sqrt());
+        let mut layers_of = stack.layers(|name, shape| Ok(self.parameter(&format!("rnn.{name}"), shape, bound)))?;
+        if let Some(random) = self.random.filter(|_| layers > 1) {
+            layers_of.dropout = Some((dropout, random, self.streams));
+            self.streams += layers as u32 - 1;
+        }
+        let (_, states) = layers_of.record(&mut self.g, x, None, Some(lengths))?; // (layers·directions,B,H)
+        let [all, batch, _] = self.g.shape(states)[..] else { unreachable!("states are (layers·directions,B,H)") };
+        if all == 1 {
+            return self.g.reshape(states, &[batch, units]);
+        }
+        let each: Vec<Tensor> =
+            (all - directions..all).map(|d| self.g.slice(states, d..d + 1)).collect::<Result<_>>()?;
+        let last = self.g.one(Concatenate { axis: 2 }, &each)?;
+        self.g.reshape(last, &[batch, directions * units])
     }
 
     /// softmax(X·W_q·(X·W_k)ᵀ/√Dk)·X·W_v, (B,T,E).
@@ -216,7 +240,7 @@ impl Recorder<'_> {
             let op = SoftmaxAttention::causal(false).with(Extra::KeyLengths);
             self.g.record(op, &[q, k, v, lengths])?[0]
         } else {
-            super::record::with_lengths(&mut self.g, variant, [q, k, v], lengths)?
+            with_lengths(&mut self.g, variant, [q, k, v], lengths)?
         };
         let [batch, _, length, _] = self.g.shape(out)[..] else { unreachable!("attention gives (B,H,T,D)") };
         self.g.reshape(out, &[batch, length, width])
@@ -250,7 +274,7 @@ impl Recorder<'_> {
 }
 
 impl Recorded {
-    /// Writes initial values to a plan of this graph. Of the table, the first `zeros` rows are zeros.
+    /// Writes initial values to a plan of this graph.
     ///
     /// # Errors
     /// If the device fails.
