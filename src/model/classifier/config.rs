@@ -153,11 +153,11 @@ impl ClassifierConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::argument(format!("--dropout {}", self.dropout), "is out of range", "give 0 to below 1"));
         }
-        let fixed = self.positions || (self.model == SelfAttention && self.pool == Pool::Features);
-        if fixed && self.max_length == 0 {
-            let what = if self.positions { "--positions" } else { "--pool features" };
-            return Err(Error::argument(what, "needs to know the longest text", "give --max-length N"));
-        }
         Ok(())
+    }
+
+    /// Whether a longest text must be known: there are weights for each place.
+    pub fn needs_length(&self) -> bool {
+        self.positions || (self.model == ModelName::SelfAttention && self.pool == Pool::Features)
     }
 }

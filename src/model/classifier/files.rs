@@ -82,17 +82,16 @@ pub(crate) fn frozen_bytes(plan: &Plan) -> Result<Vec<u8>> {
     Ok(weights::to_bytes(&tensors(plan, plan.graph().frozen_tensors())?))
 }
 
-/// Writes both files' tensors to a plan.
+/// Writes the parameters in `from`, and what is frozen in `frozen`, to a plan.
 ///
 /// # Errors
 /// If a file cannot be read or is damaged, or its tensors are not the plan's.
-pub(crate) fn load(plan: &Plan, from: &Path) -> Result<()> {
+pub(crate) fn load(plan: &Plan, from: &Path, frozen: &Path) -> Result<()> {
     let graph = plan.graph();
-    for (name, which) in [(MODEL, graph.parameters()), (VECTORS, graph.frozen_tensors())] {
+    for (path, which) in [(from.join(MODEL), graph.parameters()), (frozen.join(VECTORS), graph.frozen_tensors())] {
         if which.is_empty() {
             continue;
         }
-        let path = from.join(name);
         let mut found = weights::read(&path)?;
         for t in which {
             let name = graph.name(t);
@@ -105,6 +104,20 @@ pub(crate) fn load(plan: &Plan, from: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The words of a directory.
+///
+/// # Errors
+/// If the file is missing or damaged, or has another number of words than the model.
+pub(crate) fn index(from: &Path, config: &ClassifierConfig) -> Result<WordIndex> {
+    let path = from.join(INDEX);
+    let index = WordIndex::read(&path, &config.special)?;
+    if index.len() != config.vocabulary {
+        let problem = format!("has {} words, config.json says {}", index.len(), config.vocabulary);
+        return Err(Error::file(path, problem, "restore the directory as `attn train classify` wrote it"));
+    }
+    Ok(index)
 }
 
 /// What a classifier says of a text.
@@ -140,14 +153,9 @@ impl Classifier {
         }
         directory::settle(from)?;
         let config = ClassifierConfig::read(&from.join(CONFIG))?;
-        let path = from.join(INDEX);
-        let index = WordIndex::read(&path, &config.special)?;
-        if index.len() != config.vocabulary {
-            let problem = format!("has {} words, config.json says {}", index.len(), config.vocabulary);
-            return Err(Error::file(path, problem, "restore the directory as `attn train classify` wrote it"));
-        }
+        let index = index(from, &config)?;
         let plans = Plans::new(&config, BATCH, 64, None, device)?;
-        load(plans.plan(), from)?;
+        load(plans.plan(), from, from)?;
         Ok(Classifier { encoder: Encoder::new(&config, index), plans })
     }
 

@@ -23,7 +23,7 @@
 
 mod config;
 mod encoder;
-mod files;
+pub(crate) mod files;
 mod plans;
 mod record;
 

@@ -5,7 +5,7 @@
 //! takes the shortest that holds it. The longest is planned first: the others compute in its memory.
 
 use super::config::{ClassifierConfig, Pool};
-use super::record::{Initial, Recorded};
+use super::record::{EMBEDDING, Initial, Recorded};
 use crate::data::IGNORE;
 use crate::device::Device;
 use crate::error::Result;
@@ -99,6 +99,12 @@ impl Plans {
     /// What the model's tensors hold before training.
     pub fn initial(&self) -> &[(Tensor, Initial)] {
         &self.planned[&self.base].io.initial
+    }
+
+    /// The table of vectors; a bag of words has none.
+    pub fn embedding(&self) -> Option<Tensor> {
+        let graph = self.plan().graph();
+        self.initial().iter().map(|(t, _)| *t).find(|&t| graph.name(t) == EMBEDDING)
     }
 
     /// Rows of a batch.
