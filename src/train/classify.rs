@@ -255,7 +255,7 @@ pub fn fit(
     let mut saved = Instant::now();
     while state.step < total {
         let end_of_epoch = (state.step / an_epoch + 1) * an_epoch;
-        let next = |every: u64| if every == 0 { u64::MAX } else { (state.step / every + 1) * every };
+        let next = |every: u64| state.step.checked_div(every).map_or(u64::MAX, |times| (times + 1) * every);
         let until = end_of_epoch.min(next(fit.log_every)).min(next(fit.eval_every));
         let (start, before) = (Instant::now(), state.step);
         let mut result = Ok(());
