@@ -23,7 +23,7 @@ mod layers;
 #[cfg(test)]
 mod tests;
 
-pub use layers::{Direction, Layer, Layers};
+pub use layers::{Direction, Layer, Layers, Stack};
 
 use crate::error::{Error, Result};
 use crate::op::*;

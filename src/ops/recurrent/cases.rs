@@ -1,6 +1,6 @@
 //! What `attn validate` runs: awkward lengths and widths, ragged batches, every cell.
 
-use super::{Cell, Direction, Layers, Recurrence};
+use super::{Cell, Recurrence, Stack};
 use crate::case::{Case, CaseGraph};
 use crate::error::Result;
 use crate::graph::Tensor;
@@ -79,21 +79,12 @@ impl Shape {
 /// Two layers with their products, on parameters, in both directions.
 fn layered(cell: Cell) -> Case {
     Case::new(format!("{cell:?}, two layers of parameters, both ways"), move |g| {
-        let (width, hidden, columns) = (5, 9, cell.gates() * 9);
-        let mut layers = Vec::new();
-        for k in 0..2 {
-            let inputs = if k == 0 { width } else { 2 * hidden };
-            let mut direction = |suffix: &str| Direction {
-                weight_ih: g.weight(&format!("weight_ih_l{k}{suffix}"), &[columns, inputs], 0.3),
-                weight_hh: g.weight(&format!("weight_hh_l{k}{suffix}"), &[columns, hidden], 0.3),
-                biases: Some(["ih", "hh"].map(|n| g.weight(&format!("bias_{n}_l{k}{suffix}"), &[columns], 0.3))),
-            };
-            layers.push(vec![direction(""), direction("_reverse")]);
-        }
-        let x = g.normal("x", &[3, 7, width]);
-        let h_0 = g.normal("h_0", &[4, 3, hidden]);
+        let stack = Stack { cell, inputs: 5, hidden: 9, layers: 2, directions: 2, bias: true };
+        let layers = stack.layers(|name, shape| Ok(g.weight(name, shape, 0.3)))?;
+        let x = g.normal("x", &[3, 7, 5]);
+        let h_0 = g.normal("h_0", &[4, 3, 9]);
         let lengths = g.ints("lengths", &[3], 0..8, vec![4, 7, 1]);
-        let (out, h_n) = Layers { cell, layers, dropout: None }.record(g, x, Some(h_0), Some(lengths))?;
+        let (out, h_n) = layers.record(g, x, Some(h_0), Some(lengths))?;
         Ok(vec![out, h_n])
     })
 }
