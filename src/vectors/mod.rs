@@ -4,6 +4,7 @@
 //! binary form, a PyTorch state dict, or safetensors. The last two have no words, which a JSON file gives.
 
 mod binary;
+pub mod skip_gram;
 mod table;
 mod text;
 
