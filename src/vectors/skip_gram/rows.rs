@@ -83,6 +83,22 @@ impl Rows {
         done
     }
 
+    /// Says that a row will soon be asked for, so that it is on its way from memory: taking a lock waits for what is, and
+    /// looks at nothing beyond.
+    #[inline(always)]
+    pub fn expect(&self, row: u32) {
+        let each = 1 + self.width / LANES;
+        let lines = &self.lines[row as usize * each..][..each];
+        #[cfg(target_arch = "x86_64")]
+        for line in lines {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which neither reads nor writes as far as a program can see.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.0.get().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = lines;
+    }
+
     /// All numbers of all rows, one row after another.
     pub fn values(&mut self) -> Vec<f32> {
         let each = 1 + self.width / LANES;

@@ -57,6 +57,9 @@ pub struct Seen {
 /// The loss is taken at every so many places: logarithms cost.
 const LOOK_EVERY: u64 = 16;
 
+/// How many rows ahead memory is asked for.
+const AHEAD: usize = 4;
+
 /// Random words of a place, one after another.
 struct Draws {
     random: Philox,
@@ -95,6 +98,14 @@ fn dot<S: Simd<f32>>(s: S, x: &[f32], y: &[f32]) -> f32 {
     lanes[0]
 }
 
+/// v and moved ← themselves + change, which becomes 0.
+#[inline(always)]
+fn add_and_clear<S: Simd<f32>>(s: S, change: &mut [f32], v: &mut [f32], moved: &mut [f32]) {
+    add(s, change, v);
+    add(s, change, moved);
+    change.fill(0.0);
+}
+
 /// y ← y + x
 #[inline(always)]
 fn add<S: Simd<f32>>(s: S, x: &[f32], y: &mut [f32]) {
@@ -107,7 +118,10 @@ fn add<S: Simd<f32>>(s: S, x: &[f32], y: &mut [f32]) {
 #[inline(always)]
 fn answer<S: Simd<f32>>(s: S, u: &mut [f32], v: &[f32], change: &mut [f32], label: f32, rate: f32) -> f32 {
     let score = dot(s, u, v);
-    let step = s.splat((label - 1.0 / (1.0 + (-score).exp())) * rate);
+    // σ(x) = 1/(1 + 2^(−x·log₂e)), in all lanes.
+    let one = s.splat(1.0);
+    let sigmoid = one / (one + s.exp2(s.splat(-score * std::f32::consts::LOG2_E)));
+    let step = (s.splat(label) - sigmoid) * s.splat(rate);
     let vectors = u.chunks_exact_mut(S::LANES).zip(v.chunks_exact(S::LANES)).zip(change.chunks_exact_mut(S::LANES));
     for ((u, v), change) in vectors {
         let before = s.load(u);
@@ -131,6 +145,7 @@ impl Kernel<f32> for Learn<'_> {
         let width = target.width();
         let (mut v, mut moved, mut change) = (vec![0.0; width], vec![0.0; width], vec![0.0; width]);
         let (mut seen, mut kept): (_, Vec<(u32, u64)>) = (Seen::default(), Vec::new());
+        let mut answers: Vec<(u32, f32)> = Vec::new();
         // Two words of a place choose what stays and how far is looked; each pair needs `negative`.
         let blocks = (2 + 2 * window * negative).div_ceil(4) as u64;
         let mut from = 0;
@@ -153,29 +168,30 @@ impl Kernel<f32> for Learn<'_> {
                     continue;
                 }
                 let look = place % LOOK_EVERY == 0;
+                // All that will be scored: each right answer, and the wrong ones beside it.
+                answers.clear();
+                for &(right, _) in kept[first..i].iter().chain(&kept[i + 1..=last]) {
+                    answers.push((right, 1.0));
+                    let others = (0..negative).map(|_| wrong.draw(draws.next()));
+                    answers.extend(others.filter(|&other| other != right).map(|other| (other, 0.0)));
+                }
+                answers.iter().take(AHEAD).for_each(|&(row, _)| context.expect(row));
                 target.with(word, |row| v.copy_from_slice(row));
                 moved.fill(0.0);
-                for beside in (first..=last).filter(|&j| j != i) {
-                    let right = kept[beside].0;
-                    change.fill(0.0);
-                    let score = context.with(right, |u| answer(s, u, &v, &mut change, 1.0, self.rate));
+                for (at, &(row, label)) in answers.iter().enumerate() {
+                    if let Some(&(later, _)) = answers.get(at + AHEAD) {
+                        context.expect(later);
+                    }
+                    if label == 1.0 {
+                        add_and_clear(s, &mut change, &mut v, &mut moved);
+                    }
+                    let score = context.with(row, |u| answer(s, u, &v, &mut change, label, self.rate));
                     if look {
-                        seen.loss += loss(score);
-                        seen.pairs += 1;
+                        seen.loss += loss(if label == 1.0 { score } else { -score });
+                        seen.pairs += label as u64;
                     }
-                    for _ in 0..negative {
-                        let other = wrong.draw(draws.next());
-                        if other == right {
-                            continue;
-                        }
-                        let score = context.with(other, |u| answer(s, u, &v, &mut change, 0.0, self.rate));
-                        if look {
-                            seen.loss += loss(-score);
-                        }
-                    }
-                    add(s, &change, &mut v);
-                    add(s, &change, &mut moved);
                 }
+                add_and_clear(s, &mut change, &mut v, &mut moved);
                 // Others may have moved the row meanwhile: it gets what was found here on top.
                 target.with(word, |row| add(s, &moved, row));
             }
