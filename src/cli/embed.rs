@@ -198,17 +198,14 @@ fn learn(args: TrainArgs) -> Result<()> {
     let interrupted = interrupted_by_ctrl_c();
     let threads = args.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let total = corpus.tokens.len() as u64 * epochs as u64;
-    let (mut progress, mut loss) = (Progress::new("training", 0, total), f64::NAN);
+    let mut progress = Progress::new("training", 0, total);
     let (learned, reached) = train(&corpus, &settings, threads, |reached| {
-        if !reached.loss.is_nan() {
-            loss = reached.loss;
-        }
-        progress.step(reached.words, loss, reached.words_per_s());
+        progress.step(reached.words, reached.loss, reached.words_per_s());
         !interrupted.load(Ordering::SeqCst)
     })?;
     progress.finish();
+    let Reached { words, elapsed, loss, .. } = reached;
     write(out, &corpus, &learned, &settings, &source, loss)?;
-    let Reached { words, elapsed, .. } = reached;
     let shown = out.display();
     if words < total {
         let share = 100.0 * words as f64 / total as f64;

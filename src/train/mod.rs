@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod directory;
 mod evaluate;
 pub mod log;
+pub mod metrics;
 pub mod perplexities;
 mod progress;
 mod run;

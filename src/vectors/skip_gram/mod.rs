@@ -23,7 +23,7 @@ use sampling::{Alias, keep};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use step::{Learn, Tables};
+use step::{Learn, Seen, Tables};
 
 /// How vectors are learned. The defaults are word2vec's.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -83,7 +83,7 @@ pub struct Reached {
     pub words: u64,
     /// Words in all.
     pub total: u64,
-    /// The mean loss of a pair since the last report; NaN where no pair was looked at.
+    /// The mean loss of a pair in the epoch that was reached, so far; NaN where no pair was looked at.
     pub loss: f64,
     /// Time since the beginning.
     pub elapsed: Duration,
@@ -144,9 +144,9 @@ pub fn train(
     let units = units(&corpus.ends);
     let total = corpus.tokens.len() as u64 * epochs as u64;
     let begun = Instant::now();
-    // Units of all epochs in one row; every thread takes the next. What they have seen since the last report.
+    // Units of all epochs in one row; every thread takes the next. Words they have gone through, and what each epoch showed.
     let (next, count) = (AtomicUsize::new(0), units.len() * epochs as usize);
-    let seen = Mutex::new((0, 0.0, 0));
+    let seen = Mutex::new((0, vec![Seen::default(); epochs as usize]));
     let work = || {
         loop {
             let unit = next.fetch_add(1, Ordering::Relaxed);
@@ -168,7 +168,8 @@ pub fn train(
             };
             let new = vectorise(learn);
             let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            *seen = (seen.0 + tokens.len() as u64, seen.1 + new.loss, seen.2 + new.pairs);
+            seen.0 += tokens.len() as u64;
+            seen.1[epoch] = Seen { loss: seen.1[epoch].loss + new.loss, pairs: seen.1[epoch].pairs + new.pairs };
         }
     };
     let mut reached = Reached { total, ..Default::default() };
@@ -177,11 +178,10 @@ pub fn train(
         let mut finished = false;
         while !finished {
             finished = wait(&threads);
-            let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (words, loss, pairs) = *seen;
-            (seen.1, seen.2) = (0.0, 0);
+            let seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (words, last) = (seen.0, seen.1.iter().rfind(|epoch| epoch.pairs > 0).copied().unwrap_or_default());
             drop(seen);
-            reached = Reached { words, total, loss: loss / pairs as f64, elapsed: begun.elapsed() };
+            reached = Reached { words, total, loss: last.loss / last.pairs as f64, elapsed: begun.elapsed() };
             if !progress(reached) {
                 next.store(count, Ordering::Relaxed);
             }

@@ -126,7 +126,7 @@ mod tests {
         for dim in [1, 15, 16, 17, 100] {
             let mut rows = Rows::new(3, dim, |row, place| (row * 1000 + place) as f32);
             rows.with(1, |numbers| {
-                assert!(numbers.len() == dim.next_multiple_of(16) && numbers.as_ptr() as usize % 64 == 0);
+                assert!(numbers.len() == dim.next_multiple_of(16) && (numbers.as_ptr() as usize).is_multiple_of(64));
                 assert!(numbers[dim..].iter().all(|&x| x == 0.0));
                 numbers[dim - 1] = -1.0;
             });
