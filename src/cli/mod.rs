@@ -6,6 +6,7 @@ pub mod completions;
 mod curves;
 pub mod device;
 pub mod devices;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
@@ -62,6 +63,7 @@ enum Command {
     Generate(generate::Args),
     Heatmap(heatmap::Args),
     Probe(probe::Args),
+    Embed(embed::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -84,6 +86,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Generate(args) => generate::main(args),
         Command::Heatmap(args) => heatmap::main(args),
         Command::Probe(args) => probe::main(args),
+        Command::Embed(args) => embed::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;
             return Ok(if passed { Status::Done } else { Status::Failed });
