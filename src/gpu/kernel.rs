@@ -29,6 +29,7 @@ impl Source {
 pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
     ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
+    ("activation.cuh", include_str!("../../kernels/activation.cuh")),
     ("feature_map.cuh", include_str!("../../kernels/feature_map.cuh")),
     ("mean_loss.cuh", include_str!("../../kernels/mean_loss.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),

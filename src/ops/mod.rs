@@ -7,6 +7,7 @@ pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod ffnn;
 pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
@@ -61,6 +62,7 @@ pub static OPS: &[&Entry] = &[
     &self_attention::ENTRY,
     &softmax::ENTRY,
     &linear::ENTRY,
+    &ffnn::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
     &rotary::ENTRY,
