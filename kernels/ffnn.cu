@@ -13,6 +13,7 @@
 
 static constexpr int WARPS = 8, THREADS = 32 * WARPS, TURNS = 4, ROWS = WARPS * TURNS, CHUNK = 32;
 static constexpr int PITCH = CHUNK + 1, HIDDEN = 32 * UNITS, MOST_OUTPUTS = 32;
+static_assert(MOST_OUTPUTS <= CHUNK, "a row of dy fits in a row of the tile");
 
 // Mirrors `Inputs` in src/ops/ffnn/gpu.rs.
 struct Inputs {

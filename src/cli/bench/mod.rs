@@ -232,9 +232,14 @@ fn is_linear(setting: &Setting, entry: &Entry) -> bool {
 fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) -> Result<Vec<&'static Entry>> {
     let mut list = Vec::new();
     for entry in entries {
-        let checked = || match (setting.record(entry, 1)?.graph, args.tf32) {
-            (graph, true) => check_tf32(&graph, &*setting.device),
-            (graph, false) => graph.check(setting.device.precision()),
+        let checked = || {
+            let graph = setting.record(entry, 1)?.graph;
+            match args.tf32 {
+                true => check_tf32(&graph, &*setting.device)?,
+                false => graph.check(setting.device.precision())?,
+            }
+            graph.remarks(&*setting.device)?.iter().for_each(|remark| eprintln!("note: {remark}"));
+            Ok(())
         };
         match setting.features.check(entry.name).and_then(|()| checked()) {
             Ok(()) => list.push(entry),
