@@ -21,6 +21,8 @@ pub(crate) enum Origin {
     Fed { range: Range<i64> },
     /// Trained; `decay` says whether weight decay applies.
     Parameter { decay: bool },
+    /// Written by the user once, and never trained.
+    Frozen,
     /// The given output of a node.
     Computed { node: usize, output: usize },
     /// Part of another tensor, from the element at `offset` on.
@@ -156,6 +158,12 @@ impl Graph {
     /// A trained tensor; `decay` says whether an optimiser's weight decay applies to it.
     pub fn parameter(&mut self, name: &str, shape: &[usize], decay: bool) -> Tensor {
         self.add_contiguous(name, Spec::real(shape), Origin::Parameter { decay }, true)
+    }
+
+    /// A tensor that is part of the model as parameters are, but keeps what the user writes: it has no gradient and no
+    /// optimiser's state. Plans that share parameters share it.
+    pub fn frozen(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.add_contiguous(name, Spec::real(shape), Origin::Frozen, false)
     }
 
     /// Records an op and returns its outputs.
@@ -382,9 +390,14 @@ impl Graph {
         (0..self.tensors.len()).filter(|&i| trained(&self.tensors[i])).map(Tensor).collect()
     }
 
+    /// All tensors that are part of the model and not trained, likewise.
+    pub fn frozen_tensors(&self) -> Vec<Tensor> {
+        (0..self.tensors.len()).filter(|&i| self.tensors[i].origin == Origin::Frozen).map(Tensor).collect()
+    }
+
     /// All tensors that are written from outside: by the user, or as constants by the plan.
     pub fn fed(&self) -> Vec<Tensor> {
-        let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. });
+        let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. } | Origin::Frozen);
         (0..self.tensors.len()).filter(|&i| fed(&self.tensors[i])).map(Tensor).collect()
     }
 

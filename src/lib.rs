@@ -130,6 +130,7 @@ pub mod probe;
 pub mod run_spec;
 pub mod train;
 pub mod validate;
+pub mod vectors;
 
 pub use device::Device;
 pub use error::{Error, Result};

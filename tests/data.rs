@@ -157,6 +157,24 @@ fn checkpoints_and_texts_make_a_table() {
     assert!(lines[title + 1].contains("base") && lines[title + 2].contains("other"), "{}", said.stdout);
 }
 
+/// With weights from norms over the batch, a sentence's loss depends on its batch; without weighting it does not.
+#[test]
+fn a_weighting_of_heads_can_be_turned_off() {
+    let place = Place::new();
+    place.file("t.txt", "low lower lowest\n".repeat(20));
+    let merge = "--head-merge reweight --norm-scope batch --norm-weight raw";
+    place.attn(&format!("train lm --text t.txt --block-size 8 {merge} {TINY} --steps 5 --lr 1e-2 --out run"));
+    let losses = |flags: &str| {
+        let samples = "--text t.txt --sentence 'short=low' --batch-size 1,4 --documents lines";
+        place.attn(&format!("eval lm --checkpoint run {samples} {flags} --json rows.json"));
+        let rows = place.json("rows.json")["rows"].clone();
+        [2, 3].map(|i| rows[i]["loss"].as_f64().unwrap())
+    };
+    let ([alone, together], [plain, beside]) = (losses(""), losses("--head-merge concat"));
+    assert!((alone / together - 1.0).abs() > 1e-6, "{alone} {together}");
+    assert!((plain / beside - 1.0).abs() < 1e-6 && (plain / alone - 1.0).abs() > 1e-6, "{plain} {beside} {alone}");
+}
+
 /// Two windows of four, a stride of 1 apart: the second counts its last prediction only.
 #[test]
 fn windows_slide_over_a_long_text() {

@@ -191,7 +191,7 @@ fn bf16_on_the_emulator_follows_f32() {
     let text = place.text("t.txt", some_text(2000));
     let on = |dtype: &str, more: &str| {
         let size = "--preset gpt-nano --block-size 64 --batch-size 8 --lr 3e-3 --dropout 0 --save-every 0";
-        place.attn_on("emulator", &format!("train lm --text {text} --dtype {dtype} {size} {more}"));
+        place.attn_on("emulator", &format!("train lm --text {text} --dtype {dtype} {size} {more}")).unwrap();
     };
     on("f32", "--steps 20 --out f32");
     on("bf16", "--steps 20 --out bf16");
@@ -202,7 +202,7 @@ fn bf16_on_the_emulator_follows_f32() {
     assert!(f64::from_bits(last) < 0.5 * f64::from_bits(first), "it learned in these steps");
 
     on("bf16", "--steps 18 --out parts");
-    place.attn_on("emulator", "train lm --resume parts --steps 20");
+    place.attn_on("emulator", "train lm --resume parts --steps 20").unwrap();
     same_files(&place.path("bf16"), &place.path("parts"), &WEIGHTS);
     // Its weights are f32, and evaluate on the CPU as they did while training.
     let trained = place.rows("bf16").last().unwrap()["val_loss"].as_f64().unwrap();

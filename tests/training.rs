@@ -73,8 +73,8 @@ fn accumulated_batches_are_one_large_batch() {
 fn eager_steps_are_the_same() {
     let place = Place::new();
     let flags = "--batch-size 2 --accumulate 2 --save-every 0 --steps 4 --schedule cosine --preset gpt-nano";
-    place.attn_on("emulator", &format!("train lm {flags} --out captured"));
-    place.attn_on("emulator", &format!("train lm {flags} --eager --out eager"));
+    place.attn_on("emulator", &format!("train lm {flags} --out captured")).unwrap();
+    place.attn_on("emulator", &format!("train lm {flags} --eager --out eager")).unwrap();
     same_files(&place.path("captured"), &place.path("eager"), &WEIGHTS);
     assert_eq!(place.losses("captured"), place.losses("eager"));
 }

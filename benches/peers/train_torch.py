@@ -7,11 +7,13 @@
     train_torch.py --attn target/release/attn --text input.txt quality  # validation loss of three seeds each
     train_torch.py --attn target/release/attn --text input.txt reading  # transformers reads our checkpoint alike
     train_torch.py --attn target/release/attn head                      # a step at vocabulary 50,257, B2 T256, by turns
+    train_torch.py golden                                               # what tests/losses.rs compares with
 
 Needs torch 2.11, numpy, safetensors; for `reading` also transformers. gpt-nano, block 128, batch 16, no dropout throughout.
 """
 
 import argparse
+import copy
 import json
 import math
 import random
@@ -207,6 +209,28 @@ def losses_of(args, positions, optimizer):
     return worst <= 1e-5
 
 
+def golden(_):
+    """Weights, and 50 losses in f64 for each optimiser and kind of positions, of a model small enough for any test."""
+    global LAYERS, HEADS, WIDTH, BLOCK, BATCH
+    LAYERS, HEADS, WIDTH, BLOCK, BATCH = 2, 2, 16, 12, 4
+    folder = Path(__file__).parents[2] / "tests/golden/training"
+    vocabulary, train, _ = read(folder / "text.txt")
+    found = {}
+    for positions in ("learned", "sinusoidal"):
+        torch.manual_seed(1)
+        start = Gpt(vocabulary, positions)
+        (folder / positions).mkdir(exist_ok=True)
+        save_file(start.hugging_face(), folder / positions / "model.safetensors", metadata={"format": "pt"})
+        for optimizer in ("adamw", "adam", "sgd", "adagrad"):
+            model = copy.deepcopy(start).double()
+            update = model.optimizer(optimizer)
+            losses = [step(model, update, sequential(train, i)) for i in range(50)]
+            found[f"{positions} {optimizer}"] = {"lr": RATES[optimizer], "losses": losses}
+            print(f"{positions} {optimizer}: {losses[0]:.4f} to {losses[-1]:.4f}")
+    (folder / "losses.json").write_text(json.dumps(found, indent=1) + "\n")
+    return True
+
+
 def speed(args):
     vocabulary, train, _ = read(args.text)
     torch.manual_seed(1)
@@ -308,9 +332,9 @@ def reading(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["losses", "speed", "quality", "reading", "head"])
-    parser.add_argument("--attn", required=True, help="the binary")
-    parser.add_argument("--text", help="needed by all but head")
+    parser.add_argument("what", choices=["losses", "speed", "quality", "reading", "head", "golden"])
+    parser.add_argument("--attn", help="the binary; needed by all but golden")
+    parser.add_argument("--text", help="needed by all but head and golden")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, help="default: losses 50, speed 100, quality 2000, reading 20, head 5")
@@ -322,11 +346,13 @@ def main():
     parser.add_argument("--block", type=int, default=256, help="tokens of head's rows")
     parser.add_argument("--turns", type=int, default=4, help="how often each of the two runs its steps in head")
     args = parser.parse_args()
-    if args.what != "head" and not args.text:
+    if args.what != "golden" and not args.attn:
+        parser.error(f"{args.what} needs --attn")
+    if args.what not in ("head", "golden") and not args.text:
         parser.error(f"{args.what} needs --text")
-    args.steps = args.steps or {"losses": 50, "speed": 100, "quality": 2000, "reading": 20, "head": 5}[args.what]
+    args.steps = args.steps or {"losses": 50, "speed": 100, "quality": 2000, "reading": 20, "head": 5, "golden": 50}[args.what]
     torch.set_num_threads(args.threads)
-    modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading, "head": head}
+    modes = {"losses": losses, "speed": speed, "quality": quality, "reading": reading, "head": head, "golden": golden}
     raise SystemExit(0 if modes[args.what](args) else 1)
 
 

@@ -8,10 +8,10 @@ use crate::io::Target;
 use crate::model::Gpt;
 use crate::model::look::{Heads, Look};
 use crate::plot::heat::{Figure, Panel};
-use crate::plot::{png, svg, terminal};
+use crate::plot::{Picture, terminal};
 use crate::train::checkpoint::Checkpoint;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Show what a language model attends to: attention weights per layer and head
 ///
@@ -43,13 +43,6 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// What a file's name asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Png,
-    Svg,
-}
-
 /// Columns of what is no terminal.
 const WIDTH: usize = 100;
 
@@ -58,7 +51,7 @@ const WIDTH: usize = 100;
 /// # Errors
 /// If the checkpoint, the text or a flag will not do, or a file cannot be written.
 pub fn main(args: Args) -> Result<Status> {
-    let files: Vec<(Target, Format)> = args.out.iter().map(|path| file(path)).collect::<Result<_>>()?;
+    let pictures: Vec<Picture> = args.out.iter().map(|path| Picture::new(path)).collect::<Result<_>>()?;
     let json = args.json.as_deref().map(Target::new).transpose()?;
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let config = checkpoint.config();
@@ -94,13 +87,9 @@ pub fn main(args: Args) -> Result<Status> {
         let value = to_json(&tokens, &figure.rows, &layers, &heads, &weights, |layer| config.attention_of(layer));
         to.write(|w| writeln!(w, "{value}"))?;
     }
-    for (to, format) in files {
+    if !pictures.is_empty() {
         let drawing = figure.draw();
-        let bytes = match format {
-            Format::Png => png::to_png(&drawing, 2),
-            Format::Svg => svg::to_svg(&drawing).into_bytes(),
-        };
-        to.write(|w| w.write_all(&bytes))?;
+        pictures.iter().try_for_each(|picture| picture.write(&drawing))?;
     }
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| width.0 as usize);
     print(terminal::to_text(&figure, width))?;
@@ -108,16 +97,6 @@ pub fn main(args: Args) -> Result<Status> {
         print_line(format_args!("drawn to {}", path.display()))?;
     }
     Ok(Status::Done)
-}
-
-fn file(path: &Path) -> Result<(Target, Format)> {
-    let extension = path.extension().map(|e| e.to_ascii_lowercase());
-    let format = match extension.as_ref().and_then(|e| e.to_str()) {
-        Some("png") => Format::Png,
-        Some("svg") => Format::Svg,
-        _ => return Err(Error::file(path, "ends neither in .png nor in .svg", "give --out such a name")),
-    };
-    Ok((Target::new(path)?, format))
 }
 
 /// The numbers given, or all, each below n.
@@ -180,6 +159,5 @@ mod tests {
         assert_eq!(chosen("--layer", &[2], 3).unwrap(), [2]);
         let error = chosen("--head", &[3], 3).unwrap_err().to_string();
         assert!(error.starts_with("--head 3: does not exist: the model has 3; give numbers from 0 to 2"), "{error}");
-        assert!(file(Path::new("heat.jpg")).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a command. To add one: a line in each of the three lists below.
 
 pub mod bench;
+mod classify;
 pub mod completions;
 mod curves;
 pub mod device;

@@ -35,8 +35,23 @@ pub fn viridis(x: f64) -> Color {
 }
 
 /// Lines that are told apart.
-pub const LINES: [Color; 6] =
-    [[29, 78, 216], [217, 72, 15], [21, 128, 61], [126, 34, 206], [190, 24, 93], [82, 82, 91]];
+pub const LINES: [Color; 10] = [
+    [29, 78, 216],
+    [217, 72, 15],
+    [21, 128, 61],
+    [126, 34, 206],
+    [190, 24, 93],
+    [8, 145, 178],
+    [161, 98, 7],
+    [82, 82, 91],
+    [153, 27, 27],
+    [77, 124, 15],
+];
+
+/// A quarter of a colour on white.
+pub fn pale(color: Color) -> Color {
+    color.map(|c| 255 - (255 - c) / 4)
+}
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,20 @@
 //! Figures: a list of shapes, written as SVG and painted as PNG from the same numbers.
 //!
-//! plotters, which draws `attn bench`'s lines, turns no text but by right angles, and words under a heatmap want 45°. So
-//! a [`Drawing`] holds rectangles, lines and text, [`svg`] writes them down, and [`png`] paints them with the bundled
-//! font; what stands where is decided once. [`heat`] draws heatmaps (which [`terminal`] shows without a file), [`lines`] lines
-//! over an axis of sizes.
+//! A [`Drawing`] holds rectangles, lines, dots and text at any angle, which words under a heatmap want; [`svg`] writes
+//! them down, and [`png`] paints them with the bundled font, so that what stands where is decided once. [`heat`] draws
+//! heatmaps (which [`terminal`] shows without a file), [`chart`] lines over axes; a [`Picture`] is the file.
 
+mod axis;
+pub mod chart;
 pub mod color;
+mod file;
 pub mod heat;
-pub mod lines;
 pub mod png;
 pub mod svg;
 pub mod terminal;
+
+pub use axis::{Axis, Ticks};
+pub use file::Picture;
 
 use ab_glyph::{Font, FontRef, GlyphId};
 use std::sync::LazyLock;

@@ -2,9 +2,12 @@
 
 mod answers;
 pub mod checkpoint;
+pub mod classify;
+pub mod classify_files;
 pub mod directory;
 mod evaluate;
 pub mod log;
+pub mod metrics;
 pub mod perplexities;
 mod progress;
 mod run;

@@ -29,10 +29,17 @@ impl Place {
         String::from_utf8(output.get_output().stdout.clone()).unwrap()
     }
 
-    /// The same on another device than the CPU.
-    pub fn attn_on(&self, device: &str, line: &str) {
+    /// The same on a device by name; what it said on stderr where it failed.
+    pub fn attn_on(&self, device: &str, line: &str) -> Result<String, String> {
         let mut command = Command::cargo_bin("attn").unwrap();
-        command.current_dir(self.0.path()).args(line.split_whitespace()).args(["--device", device]).assert().success();
+        let output = command
+            .current_dir(self.0.path())
+            .args(line.split_whitespace())
+            .args(["--device", device])
+            .output()
+            .unwrap();
+        let [said, errors] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        if output.status.success() { Ok(said) } else { Err(errors) }
     }
 
     /// Runs `attn`, which must fail with code 2 and say these words.

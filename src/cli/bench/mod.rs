@@ -10,14 +10,13 @@ mod report;
 mod roofline;
 mod tasks;
 
-pub(crate) use plot::{png, register_fonts};
-
 use super::device::{DeviceArgs, check_tf32, stored};
 use super::{Status, devices, print, print_line};
 use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::io::tensors::Dtype;
 use crate::ops::{Entry, OPS};
+use crate::plot::Picture;
 use features::Features;
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Flush, Measured, Rounds, Setting, median};
@@ -161,8 +160,7 @@ struct Row {
 struct Files {
     json: Vec<Target>,
     csv: Option<Target>,
-    svg: Option<Target>,
-    png: Option<Target>,
+    pictures: Vec<Picture>,
 }
 
 impl Files {
@@ -178,8 +176,7 @@ impl Files {
             std::fs::create_dir_all(folder).map_err(refused)?;
             files.json.push(Target::new(&folder.join("bench.json"))?);
             files.csv = Some(Target::new(&folder.join("bench.csv"))?);
-            files.svg = Some(Target::new(&folder.join("bench.svg"))?);
-            files.png = Some(Target::new(&folder.join("bench.png"))?);
+            files.pictures = Picture::both(folder, "bench")?.into();
         }
         Ok(files)
     }
@@ -328,18 +325,10 @@ pub fn main(args: Args) -> Result<Status> {
     let Bench { rows, peers, peaks, .. } = bench;
     if !rows.is_empty() {
         let (exponents, crossovers) = (analysis::exponents(&rows), analysis::crossovers(&rows, &is_linear));
-        let figure = plot::Figure {
-            title: format!("{} {} on {place}", subject(&entries), plot::verb(direction)),
-            subtitle: subtitle(&setting, &entries),
-            series: plot::series(&rows, &exponents),
-            marks: plot::marks(&rows, &crossovers, &is_linear),
-        };
-        if let Some(to) = &files.svg {
-            plot::write_svg(to, &figure)?;
-        }
-        if let Some(to) = &files.png {
-            plot::write_png(to, &figure)?;
-        }
+        let title = format!("{} {} on {place}", subject(&entries), plot::verb(direction));
+        let titles = (title, subtitle(&setting, &entries));
+        let drawing = plot::chart(titles, &rows, &exponents, &crossovers, &is_linear).draw();
+        files.pictures.iter().try_for_each(|picture| picture.write(&drawing))?;
         let peers = peers.as_deref().unwrap_or_default();
         print_line(report::table(&rows, peers))?;
         print(report::notes(peers, peaks))?;

@@ -10,8 +10,8 @@ use crate::model::gpt::attention_variants;
 use crate::model::{Gpt, GptConfig, Positions};
 use crate::optimizer::{OptimizerName, OptimizerSettings};
 use crate::plan::Plan;
-use crate::plot::lines::{Series, Shares};
-use crate::plot::{png, svg};
+use crate::plot::chart::{Chart, Curve, Mark, Stroke};
+use crate::plot::{Axis, Picture, Ticks};
 use crate::train::{Answers, StepOptions, TrainingStep, interrupted_by_ctrl_c};
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
@@ -179,9 +179,8 @@ pub fn main(args: TasksArgs) -> Result<Status> {
     }
     bar.finish_and_clear();
     if let Some(folder) = &args.out {
-        let drawing = figure(&args, &rows, &variants, &sizes, task).draw();
-        Target::new(&folder.join("tasks.svg"))?.write(|w| w.write_all(svg::to_svg(&drawing).as_bytes()))?;
-        Target::new(&folder.join("tasks.png"))?.write(|w| w.write_all(&png::to_png(&drawing, 2)))?;
+        let drawing = chart(&args, &rows, &variants, &sizes, task).draw();
+        Picture::both(folder, "tasks")?.iter().try_for_each(|picture| picture.write(&drawing))?;
     }
     print_line(table(&rows, &variants, &sizes, args.task))?;
     print_line(sentence(&rows, &variants, &sizes, task, args.task.unit()))?;
@@ -287,24 +286,24 @@ fn least(x: &[f64]) -> f64 {
     x.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-fn figure(args: &TasksArgs, rows: &[Row], variants: &[String], sizes: &[usize], task: Task) -> Shares {
-    let one = |variant: &String| {
-        let point = |&size: &usize| {
-            let all = accuracies(rows, variant, size);
-            (size as f64, [least(&all), mean(&all), all.iter().copied().fold(0.0, f64::max)])
-        };
-        Series { name: variant.clone(), points: sizes.iter().map(point).collect() }
+fn chart(args: &TasksArgs, rows: &[Row], variants: &[String], sizes: &[usize], task: Task) -> Chart {
+    let curve = |(i, variant): (usize, &String)| {
+        let all = |size: usize| accuracies(rows, variant, size);
+        let points = sizes.iter().map(|&size| (size as f64, mean(&all(size)))).collect();
+        let most = |all: &[f64]| all.iter().copied().fold(0.0, f64::max);
+        let bars = sizes.iter().map(|&size| (size as f64, [least(&all(size)), most(&all(size))])).collect();
+        Curve { bars, ..Curve::new(variant, i, Stroke::Dotted, points) }
     };
     let (layers, heads, width, steps, seeds) = (args.layers, args.heads, args.width, args.steps, args.seeds);
-    Shares {
+    Chart {
         title: format!("Right answers of {}", task.name()),
         subtitle: format!(
             "{layers} layers · {heads} heads · width {width} · up to {steps} steps · {seeds} seeds: mean, least and most"
         ),
-        x: args.task.unit().into(),
-        y: "answers that are right".into(),
-        series: variants.iter().map(one).collect(),
-        mark: (task.chance(), "guessing".into()),
+        x: Axis::logarithmic(args.task.unit(), Ticks::At(sizes.iter().map(|&size| size as f64).collect())),
+        y: Axis::linear("answers that are right", Ticks::Shares),
+        curves: variants.iter().enumerate().map(curve).collect(),
+        marks: vec![Mark::Level(task.chance(), "guessing".into())],
     }
 }
 

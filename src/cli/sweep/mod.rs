@@ -6,12 +6,13 @@
 
 mod file;
 
-use super::curves::{self, Curve, Figure, Stroke};
+use super::curves;
 use super::settings::Settings;
 use super::train::{LmArgs, Trained, train};
 use super::{Status, eval, print_line};
 use crate::error::{Error, Result};
 use crate::io::Target;
+use crate::plot::chart::{Curve, Stroke};
 use crate::train::checkpoint::{self, Checkpoint, State};
 use crate::train::{Evaluation, directory, interrupted_by_ctrl_c, log};
 use comfy_table::Table as Printed;
@@ -186,7 +187,7 @@ fn write(out: &Path, rows: &[Row]) -> Result<()> {
             writeln!(w, "\"{}\",{}", cells[0], cells[1..].join(","))
         })
     })?;
-    let mut figure = Figure { title: String::new(), subtitle: String::new(), curves: Vec::new() };
+    let mut drawn = Vec::new();
     let mut on_validation = true;
     let mut logs = Vec::new();
     for row in rows {
@@ -200,10 +201,9 @@ fn write(out: &Path, rows: &[Row]) -> Result<()> {
         } else {
             (curves::smoothed(&curves::points(log, "loss"), 60), Stroke::Plain)
         };
-        figure.curves.push(Curve { name: row.run.name.clone(), color: i, stroke, points });
+        drawn.push(Curve::new(&row.run.name, i, stroke, points));
     }
-    figure.title = format!("{} runs", rows.len());
-    figure.subtitle =
-        format!("{} loss (nats a token) over steps", if on_validation { "validation" } else { "training" });
-    curves::write(out, &figure)
+    let kind = if on_validation { "validation" } else { "training" };
+    let subtitle = format!("{kind} loss (nats a token) over steps");
+    curves::write(out, &curves::chart(&format!("{} runs", rows.len()), &subtitle, drawn))
 }

@@ -2,10 +2,10 @@
 //!
 //! Where W_hh fits on chip, divided among the blocks of a team (`kernels/recurrent.cu`), one cooperative launch takes as many
 //! teams as can run at once through all steps: in 16 bits on tensor cores (`kernels/recurrent_mma.cu`) where there are any,
-//! otherwise in f32 arithmetic. Where it does not fit, or where asked ([`super::Recurrence::stepwise`]), a launch is one step
+//! otherwise in f32 arithmetic. Where it does not fit, or where asked ([`Recurrence::kernel`]), a launch is one step
 //! of all teams, and weights are read from memory; [`crate::Graph::remarks`] says so.
 
-use super::{Cell, Recurrence, Sizes};
+use super::{Cell, Kernel, Recurrence, Sizes};
 use crate::error::Result;
 use crate::gpu::{Argument, Gpu, Launch, Matmul, Module, Source};
 use crate::op::*;
@@ -69,17 +69,6 @@ impl Pass {
             (Pass::Backward, Kernel::Stepwise) => "recurrent_backward_step",
         }
     }
-}
-
-/// Which kernel does a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    /// All steps, products on tensor cores.
-    TensorCores,
-    /// All steps in f32 arithmetic.
-    OnChip,
-    /// A launch a step, weights in memory.
-    Stepwise,
 }
 
 fn teams(s: &Sizes) -> usize {
@@ -206,10 +195,11 @@ impl Recurrence {
     fn division(&self, gpu: &Gpu, s: &Sizes, pass: Pass) -> Result<Division> {
         let slices = s.hidden.div_ceil(UNITS);
         let stepwise = Division { kernel: Kernel::Stepwise, units: UNITS, slices, shared: 0, at_once: teams(s) };
-        if self.stepwise {
+        if self.kernel == Some(Kernel::Stepwise) {
             return Ok(stepwise);
         }
-        if gpu.storage() != Precision::F32
+        if self.kernel != Some(Kernel::OnChip)
+            && gpu.storage() != Precision::F32
             && gpu.properties().sm >= 80
             && let Some(division) = self.division_of(gpu, s, pass, Kernel::TensorCores, TILE_UNITS)?
         {
@@ -372,7 +362,7 @@ impl GpuOp for Recurrence {
     fn remark(&self, gpu: &Gpu, inputs: &[&Spec]) -> Result<Option<String>> {
         let s = self.sizes(&inputs[0].shape, &inputs[1].shape);
         for pass in [Pass::Forward, Pass::Backward] {
-            if !self.stepwise && self.division(gpu, &s, pass)?.kernel == Kernel::Stepwise {
+            if self.kernel.is_none() && self.division(gpu, &s, pass)?.kernel == Kernel::Stepwise {
                 let (name, hidden, device) = (self.name(), s.hidden, &gpu.properties().name);
                 return Ok(Some(format!(
                     "{name}: the recurrent weights of {hidden} units do not fit on chip of {device}: each step reads them anew"
@@ -395,7 +385,7 @@ mod tests {
         let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
         let gpu = Gpu::storing(precision, "recorder", recorder);
         let op =
-            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, stepwise: false };
+            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, kernel: None };
         let s = Sizes { batch: 8, length: 5, hidden, columns: 3 * hidden, directions: 2 };
         [Pass::Forward, Pass::Backward].map(|pass| op.division(&gpu, &s, pass).unwrap())
     }
@@ -430,7 +420,7 @@ mod tests {
             let x = g.input("x", &[1, 1, 3 * hidden]);
             let weight = g.input("weight_hh", &[3 * hidden, hidden]);
             let (cell, directions) = (Cell::Gru, 1);
-            let op = Recurrence { cell, directions, bias: false, initial: false, lengths: false, stepwise: false };
+            let op = Recurrence { cell, directions, bias: false, initial: false, lengths: false, kernel: None };
             g.record(op, &[x, weight]).unwrap();
             g.remarks(&*device).unwrap()
         };
