@@ -1,6 +1,7 @@
 //! Recording a model: tensors, and the ops between them. Shapes are checked as ops are recorded.
 
 use crate::cpu::strided::{contiguous_strides, is_contiguous};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::op::{Contract, Kind, Op, Spec};
 use crate::ops::copy::Copy;
@@ -243,6 +244,16 @@ impl Graph {
     fn uses(&self) -> impl Iterator<Item = (&Node, Tensor, bool)> {
         let weight = |node: &Node, i: usize| node.contract.weights.get(i).copied().unwrap_or(false);
         self.nodes.iter().flat_map(move |n| n.inputs.iter().enumerate().map(move |(i, &t)| (n, t, weight(n, i))))
+    }
+
+    /// What users should know of how the ops run on a device, each line once.
+    ///
+    /// # Errors
+    /// If a kernel cannot be compiled there.
+    pub fn remarks(&self, device: &dyn Device) -> Result<BTreeSet<String>> {
+        let specs = |node: &Node| node.inputs.iter().map(|t| self.spec(*t).clone()).collect::<Vec<Spec>>();
+        let of = |node: &Node| device.remark(&*node.op, &specs(node).iter().collect::<Vec<_>>());
+        self.nodes.iter().filter_map(|node| of(node).transpose()).collect()
     }
 
     /// Whether every op has kernels for a device of this precision, and every gradient one kind.

@@ -9,6 +9,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod embedding_bag;
+pub mod ffnn;
 pub mod head_pooling;
 pub mod key_value_cache;
 pub mod layer_norm;
@@ -67,6 +68,7 @@ pub static OPS: &[&Entry] = &[
     &self_attention::ENTRY,
     &softmax::ENTRY,
     &linear::ENTRY,
+    &ffnn::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
     &embedding_bag::ENTRY,

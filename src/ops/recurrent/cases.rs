@@ -1,6 +1,6 @@
 //! What `attn validate` runs: awkward lengths and widths, ragged batches, every cell.
 
-use super::{Cell, Recurrence, Stack};
+use super::{Cell, Kernel, Recurrence, Stack};
 use crate::case::{Case, CaseGraph};
 use crate::error::Result;
 use crate::graph::Tensor;
@@ -16,13 +16,13 @@ struct Shape {
     bias: bool,
     initial: bool,
     lengths: Option<Vec<i32>>,
-    stepwise: bool,
+    kernel: Option<Kernel>,
 }
 
 impl Shape {
     fn of(cell: Cell, batch: usize, length: usize, hidden: usize) -> Shape {
         let (directions, bias) = (1, true);
-        Shape { cell, batch, length, hidden, directions, bias, initial: false, lengths: None, stepwise: false }
+        Shape { cell, batch, length, hidden, directions, bias, initial: false, lengths: None, kernel: None }
     }
     fn both_ways(self) -> Shape {
         Shape { directions: 2, ..self }
@@ -36,8 +36,8 @@ impl Shape {
     fn ragged(self, lengths: &[i32]) -> Shape {
         Shape { lengths: Some(lengths.to_vec()), ..self }
     }
-    fn stepwise(self) -> Shape {
-        Shape { stepwise: true, ..self }
+    fn by(self, kernel: Kernel) -> Shape {
+        Shape { kernel: Some(kernel), ..self }
     }
 
     fn case(self) -> Case {
@@ -47,14 +47,14 @@ impl Shape {
             (!self.bias, "no bias".to_string()),
             (self.initial, "h_0".to_string()),
             (self.lengths.is_some(), format!("lengths {:?}", self.lengths.as_deref().unwrap_or_default())),
-            (self.stepwise, "a launch a step".to_string()),
+            (self.kernel.is_some(), self.kernel.map(|kernel| format!("{kernel:?}")).unwrap_or_default()),
         ];
         marks.into_iter().filter(|(shown, _)| *shown).for_each(|(_, mark)| name += &format!(", {mark}"));
         Case::new(name, move |g| self.record(g))
     }
 
     fn record(&self, g: &mut CaseGraph) -> Result<Vec<Tensor>> {
-        let Shape { cell, batch, length, hidden, directions, bias, initial, stepwise, .. } = *self;
+        let Shape { cell, batch, length, hidden, directions, bias, initial, kernel, .. } = *self;
         let columns = cell.gates() * hidden;
         let mut inputs = Vec::new();
         for d in 0..directions {
@@ -72,7 +72,7 @@ impl Shape {
             inputs.push(g.ints("lengths", &[batch], 0..length as i64 + 1, lengths.clone()));
         }
         let lengths = self.lengths.is_some();
-        g.record(Recurrence { cell, directions, bias, initial, lengths, stepwise }, &inputs)
+        g.record(Recurrence { cell, directions, bias, initial, lengths, kernel }, &inputs)
     }
 }
 
@@ -97,7 +97,15 @@ pub(super) fn gru() -> Vec<Case> {
         shape(1, 37, 16).without_bias().case(),
         shape(3, 2, 37).both_ways().case().in_every_order(),
         shape(8, 5, 16).both_ways().with_a_state().ragged(&[5, 0, 1, 3, 5, 2, 4, 1]).case().in_every_order(),
-        shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).stepwise().case().in_every_order(),
+        shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).by(Kernel::Stepwise).case().in_every_order(),
+        // In 16 bits too, as on sm_75.
+        shape(8, 4, 20)
+            .both_ways()
+            .with_a_state()
+            .ragged(&[4, 0, 1, 3, 4, 2, 4, 1])
+            .by(Kernel::OnChip)
+            .case()
+            .in_every_order(),
         // Three teams of each direction.
         shape(19, 3, 37).both_ways().ragged(&[3; 19]).case(),
         shape(8, 37, 64).both_ways().with_a_state().without_bias().case().large(),
@@ -116,7 +124,7 @@ pub(super) fn rnn() -> Vec<Case> {
         shape(Cell::Relu, 3, 5, 20).without_bias().case(),
         shape(Cell::Identity, 1, 37, 1).with_a_state().case(),
         shape(Cell::Identity, 9, 3, 16).both_ways().ragged(&[3, 2, 1, 0, 3, 2, 1, 3, 2]).case(),
-        shape(Cell::Tanh, 2, 4, 20).both_ways().with_a_state().stepwise().case(),
+        shape(Cell::Tanh, 2, 4, 20).both_ways().with_a_state().by(Kernel::Stepwise).case(),
         layered(Cell::Tanh),
     ]
 }

@@ -118,7 +118,7 @@ impl Layers {
                 bias: layer.iter().any(|d| d.biases.is_some()),
                 initial: h_0.is_some(),
                 lengths: lengths.is_some(),
-                stepwise: false,
+                kernel: None,
             };
             let [out, h_n] = g.record(op, &inputs)?[..] else { unreachable!("two outputs") };
             below = out;
