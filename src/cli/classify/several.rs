@@ -3,7 +3,8 @@
 use super::flags::{Flags, said};
 use super::run::{self, Done, Place, figures};
 use super::toml_file;
-use crate::cli::curves::{self, Curve, Figure, Stroke};
+use crate::cli::curves;
+use crate::plot::chart::{Curve, Stroke};
 use crate::cli::device::DeviceArgs;
 use crate::cli::{Status, print_line};
 use crate::error::{Error, Result};
@@ -43,18 +44,16 @@ pub fn learning_curve(flags: &Flags, out: &Path, overwrite: bool, device: &Devic
     };
     let done = all(&counts.iter().map(run).collect::<Vec<_>>(), out, overwrite, device)?;
     let name = flags.required_model()?.name();
-    let curve = |label: &str, figure: fn(&Done) -> f64, color: usize| Curve {
-        name: label.into(),
-        color,
-        stroke: Stroke::Dotted,
-        points: done.iter().map(|(_, d)| ((d.texts as f64).log10(), figure(d))).collect(),
+    let curve = |label: &str, figure: fn(&Done) -> f64, color: usize| {
+        let points = done.iter().map(|(_, d)| ((d.texts as f64).log10(), figure(d))).collect();
+        Curve::new(label, color, Stroke::Dotted, points)
     };
     let curves = vec![
         curve("accuracy", |d| 100.0 * d.best.confusion.accuracy(), 0),
         curve("F1", |d| 100.0 * d.best.confusion.headline(Confusion::f1), 1),
     ];
-    let subtitle = "best dev accuracy and F1 (%) over log₁₀ of the number of training texts".into();
-    curves::write(out, &Figure { title: format!("{name}: learning curve"), subtitle, curves })?;
+    let subtitle = "best dev accuracy and F1 (%) over log₁₀ of the number of training texts";
+    curves::write(out, &curves::chart(&format!("{name}: learning curve"), subtitle, curves))?;
     finish(&done)
 }
 
@@ -110,11 +109,11 @@ pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &D
     let curve = |(i, (name, done)): (usize, &(String, Done))| -> Result<Curve> {
         let points = curves::points(&crate::train::log::rows(&done.out)?, "dev_accuracy");
         let points = points.into_iter().map(|(x, y)| (x, 100.0 * y)).collect();
-        Ok(Curve { name: name.clone(), color: i, stroke: Stroke::Dotted, points })
+        Ok(Curve::new(name, i, Stroke::Dotted, points))
     };
     let drawn = done.iter().enumerate().map(curve).collect::<Result<_>>()?;
-    let (title, subtitle) = (format!("{} runs", done.len()), "dev accuracy (%) over steps".into());
-    curves::write(out, &Figure { title, subtitle, curves: drawn })?;
+    let title = format!("{} runs", done.len());
+    curves::write(out, &curves::chart(&title, "dev accuracy (%) over steps", drawn))?;
     finish(&done)
 }
 
