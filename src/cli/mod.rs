@@ -6,11 +6,13 @@ pub mod completions;
 mod curves;
 pub mod device;
 pub mod devices;
+pub mod embed;
 pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod heatmap;
 pub mod kernels;
+pub mod predict;
 pub mod prepare;
 pub mod probe;
 pub mod run;
@@ -61,7 +63,9 @@ enum Command {
     Export(export::Args),
     Generate(generate::Args),
     Heatmap(heatmap::Args),
+    Predict(predict::Args),
     Probe(probe::Args),
+    Embed(embed::Args),
     /// Compile every kernel for GPUs that are not here
     Kernels(kernels::KernelsArgs),
     Completions(completions::Args),
@@ -83,7 +87,9 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
         Command::Heatmap(args) => heatmap::main(args),
+        Command::Predict(args) => predict::main(args),
         Command::Probe(args) => probe::main(args),
+        Command::Embed(args) => embed::main(args),
         Command::Kernels(args) => {
             let passed = kernels::run(args)?;
             return Ok(if passed { Status::Done } else { Status::Failed });

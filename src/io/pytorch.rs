@@ -119,7 +119,11 @@ pub fn write(target: &Target, tensors: &[(String, Vec<usize>, Vec<f64>)]) -> Res
     target.write(|w| w.write_all(&encode(tensors).map_err(std::io::Error::other)?))
 }
 
-fn encode(tensors: &[(String, Vec<usize>, Vec<f64>)]) -> zip::result::ZipResult<Vec<u8>> {
+/// What [`write`] writes.
+///
+/// # Errors
+/// If the archive cannot be made.
+pub fn encode(tensors: &[(String, Vec<usize>, Vec<f64>)]) -> zip::result::ZipResult<Vec<u8>> {
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
     // As PyTorch aligns storages. Without a clock, so that the same tensors give the same bytes.
     let options = zip::write::SimpleFileOptions::default()

@@ -19,8 +19,16 @@ impl Confusion {
     /// # Panics
     /// If there is no such class.
     pub fn add(&mut self, truth: usize, predicted: usize) {
+        self.add_times(truth, predicted, 1);
+    }
+
+    /// Counts an example so many times.
+    ///
+    /// # Panics
+    /// If there is no such class.
+    pub fn add_times(&mut self, truth: usize, predicted: usize, times: u64) {
         assert!(truth < self.classes && predicted < self.classes, "a class");
-        self.counts[truth * self.classes + predicted] += 1;
+        self.counts[truth * self.classes + predicted] += times;
     }
 
     /// How many of a class were taken for another, or itself.
@@ -68,9 +76,11 @@ impl Confusion {
         if self.classes == 2 { of(self, 1) } else { self.macro_mean(of) }
     }
 
-    /// The mean of a figure over the classes.
+    /// The mean of a figure over the classes that occur or are predicted, as scikit-learn takes it.
     pub fn macro_mean(&self, of: fn(&Confusion, usize) -> f64) -> f64 {
-        (0..self.classes).map(|c| of(self, c)).sum::<f64>() / self.classes as f64
+        let seen = |&c: &usize| (0..self.classes).any(|d| self.count(c, d) + self.count(d, c) > 0);
+        let seen: Vec<usize> = (0..self.classes).filter(seen).collect();
+        ratio(seen.iter().map(|&c| of(self, c)).sum(), seen.len() as f64)
     }
 }
 
@@ -98,7 +108,26 @@ mod tests {
         // A class that neither occurs nor is predicted.
         let mut three = Confusion::new(3);
         three.add(0, 0);
-        close(three.headline(Confusion::f1), 1.0 / 3.0);
+        close(three.headline(Confusion::f1), 1.0);
         assert_eq!((three.precision(2), three.recall(2), Confusion::new(2).accuracy()), (0.0, 0.0, 0.0));
+    }
+
+    /// Counted by hand; scikit-learn 1.9 gives the same. Class 3 neither occurs nor is predicted, so it is in no mean.
+    #[test]
+    fn means_over_classes_are_those_of_scikit_learn() {
+        let mut all = Confusion::new(4);
+        for (truth, predicted) in [0, 0, 0, 1, 1, 2, 2, 2, 2, 2].into_iter().zip([0, 1, 0, 1, 1, 2, 0, 2, 1, 2]) {
+            all.add(truth, predicted);
+        }
+        let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
+        close(all.accuracy(), 0.7);
+        close(all.macro_mean(Confusion::precision), (2.0 / 3.0 + 0.5 + 1.0) / 3.0);
+        close(all.macro_mean(Confusion::recall), (2.0 / 3.0 + 1.0 + 0.6) / 3.0);
+        close(all.macro_mean(Confusion::f1), (2.0 / 3.0 + 2.0 / 3.0 + 0.75) / 3.0);
+        // One that is predicted and never occurs is in it, as 0.
+        let mut wrong = Confusion::new(2);
+        wrong.add(0, 0);
+        wrong.add(0, 1);
+        close(wrong.macro_mean(Confusion::f1), (2.0 / 3.0) / 2.0);
     }
 }

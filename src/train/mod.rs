@@ -1,6 +1,7 @@
 //! Training: a loop that knows nothing of a model but its loss, and what it leaves on disk.
 
 mod answers;
+pub mod bootstrap;
 pub mod checkpoint;
 pub mod classify;
 pub mod classify_files;

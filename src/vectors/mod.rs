@@ -4,6 +4,8 @@
 //! binary form, a PyTorch state dict, or safetensors. The last two have no words, which a JSON file gives.
 
 mod binary;
+pub mod near;
+pub mod skip_gram;
 mod table;
 mod text;
 
@@ -77,10 +79,18 @@ impl WordVectors {
     }
 }
 
+/// What `attn embed train` writes into its directory: a state dict, and JSON files of words in both directions.
+pub const STATE_DICT: &str = "word2vec.pt";
+/// Word → row.
+pub const WORD_TO_INDEX: &str = "word_to_index.txt";
+/// Row → word.
+pub const INDEX_TO_WORD: &str = "index_to_word.txt";
+
 /// Bytes that decide what a file is.
 const HEAD: usize = 1 << 16;
 
-/// Reads vectors, and what a user should hear of them: words that came twice, rows without a word.
+/// Reads vectors, and what a user should hear of them: words that came twice, rows without a word. A directory is one that
+/// `attn embed train` wrote.
 ///
 /// # Errors
 /// If the file cannot be read, is of no known kind, damaged, cut off or uneven, with the line, word or tensor at fault; if an
@@ -92,10 +102,17 @@ pub fn read(path: &Path, options: &ReadOptions) -> Result<(WordVectors, Vec<Stri
     if options.first == Some(0) {
         return Err(Error::argument("--first 0", "leaves no vectors", "give a larger number"));
     }
-    let file = File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.is_dir() {
-        return Err(Error::file(path, "is a folder", "give a file of word vectors"));
+    if path.is_dir() {
+        crate::train::directory::settle(path)?;
+        let inside = path.join(STATE_DICT);
+        if !inside.is_file() {
+            let remedy = "give a file of word vectors, or a directory that `attn embed train` wrote";
+            return Err(Error::file(path, format!("is a folder without {STATE_DICT}"), remedy));
+        }
+        let word_index = options.word_index.clone().or_else(|| Some(path.join(WORD_TO_INDEX)));
+        return read(&inside, &ReadOptions { word_index, ..options.clone() });
     }
+    let file = File::open(path).map_err(unreadable)?;
     let mut reader = BufReader::with_capacity(HEAD, file);
     let head = reader.fill_buf().map_err(unreadable)?;
     if head.is_empty() {

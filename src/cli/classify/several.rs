@@ -8,7 +8,8 @@ use crate::cli::device::DeviceArgs;
 use crate::cli::{Status, print_line};
 use crate::error::{Error, Result};
 use crate::io::Target;
-use crate::plot::chart::{Curve, Stroke};
+use crate::plot::chart::{Chart, Curve, Stroke};
+use crate::plot::{Axis, Ticks};
 use crate::train::metrics::Confusion;
 use crate::train::{directory, interrupted_by_ctrl_c};
 use serde_json::json;
@@ -45,15 +46,21 @@ pub fn learning_curve(flags: &Flags, out: &Path, overwrite: bool, device: &Devic
     let done = all(&counts.iter().map(run).collect::<Vec<_>>(), out, overwrite, device)?;
     let name = flags.required_model()?.name();
     let curve = |label: &str, figure: fn(&Done) -> f64, color: usize| {
-        let points = done.iter().map(|(_, d)| ((d.texts as f64).log10(), figure(d))).collect();
+        let points = done.iter().map(|(_, d)| (d.texts as f64, figure(d))).collect();
         Curve::new(label, color, Stroke::Dotted, points)
     };
-    let curves = vec![
-        curve("accuracy", |d| 100.0 * d.best.confusion.accuracy(), 0),
-        curve("F1", |d| 100.0 * d.best.confusion.headline(Confusion::f1), 1),
-    ];
-    let subtitle = "best dev accuracy and F1 (%) over log₁₀ of the number of training texts";
-    curves::write(out, &curves::chart(&format!("{name}: learning curve"), subtitle, curves))?;
+    let chart = Chart {
+        title: format!("{name}: learning curve"),
+        subtitle: "best dev accuracy and F1 (%)".into(),
+        x: Axis::logarithmic("training texts", Ticks::At(done.iter().map(|(_, d)| d.texts as f64).collect())),
+        y: Axis::linear("", Ticks::Round),
+        curves: vec![
+            curve("accuracy", |d| 100.0 * d.best.confusion.accuracy(), 0),
+            curve("F1", |d| 100.0 * d.best.confusion.headline(Confusion::f1), 1),
+        ],
+        marks: Vec::new(),
+    };
+    curves::write(out, &chart)?;
     finish(&done)
 }
 
@@ -112,8 +119,7 @@ pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &D
         Ok(Curve::new(name, i, Stroke::Dotted, points))
     };
     let drawn = done.iter().enumerate().map(curve).collect::<Result<_>>()?;
-    let title = format!("{} runs", done.len());
-    curves::write(out, &curves::chart(&title, "dev accuracy (%) over steps", drawn))?;
+    curves::write(out, &curves::chart(&format!("{} runs", done.len()), "dev accuracy (%) over steps", drawn))?;
     finish(&done)
 }
 

@@ -68,7 +68,8 @@ fn ends_sentence(before: &str, after: &str) -> bool {
     let word = word[..word.len() - 1].get(start..).unwrap_or_default().trim_start_matches(opens);
     let one_letter = |part: &str| part.chars().count() == 1 && part.chars().all(char::is_alphabetic);
     let listed = word.len() <= 4 && ABBREVIATIONS.contains(&word.to_ascii_lowercase().as_str());
-    !listed && !(word.split('.').all(one_letter) && word != "I")
+    let initials = word != "I" && word.split('.').all(one_letter);
+    !listed && !initials
 }
 
 fn fixed(pattern: &str) -> Regex {
@@ -92,7 +93,7 @@ rule!(BRACKETS, r"[\]\[(){}<>]|--");
 rule!(CLOSING_MARKS, r#"[»”’]|''|""#);
 rule!(CLITICS, r"([^' ])('[sS]|'[mM]|'[dD]|') ");
 rule!(LONGER_CLITICS, r"([^' ])('ll|'LL|'re|'RE|'ve|'VE|n't|N'T) ");
-rule!(JOINED, r"(?i)\b(?:cannot|d'ye|gimme|gonna|gotta|lemme|more'n|wanna)\b");
+rule!(JOINED, r"(?i)\b(?:(?:cannot|d'ye|gimme|gonna|gotta|lemme|more'n)\b|wanna\s)");
 rule!(TIS, r"(?i) ('t)(is|was)\b");
 
 /// `text` with what `replace` gives for every match; untouched text is not copied.
@@ -188,5 +189,17 @@ mod tests {
         assert_eq!(sentences("so did I. Then… \n\n"), ["so did I.", "Then…"]);
         assert_eq!(sentences(" \t"), Vec::<&str>::new());
         assert_eq!(sentences("é. ü ñ"), ["é. ü ñ"], "one letter is no sentence");
+    }
+
+    /// Expected: NLTK (`tests/golden/treebank.py` made the file).
+    #[test]
+    fn words_are_nltks() {
+        let golden: Vec<(String, Vec<String>)> =
+            serde_json::from_str(include_str!("../../../tests/golden/treebank.json")).unwrap();
+        assert!(golden.len() > 40);
+        for (sentence, expected) in golden {
+            let words: Vec<String> = treebank_words(&sentence).split_whitespace().map(String::from).collect();
+            assert_eq!(words, expected, "{sentence}");
+        }
     }
 }
