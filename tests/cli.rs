@@ -441,6 +441,34 @@ fn bench_writes_one_row_a_variant_and_length() {
 }
 
 #[test]
+fn bench_times_recurrences_beside_attention() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("rows.json");
+    let mut arguments = vec!["bench", "--device", "cpu", "--threads", "1", "--heads", "2", "--head-dim", "8"];
+    arguments.extend(["--variants", "softmax-attention,gru,rnn", "--lengths", "4,8", "--inputs", "5", "--layers", "2"]);
+    arguments.extend(["--bidirectional", "--direction", "both", "--json", json.to_str().unwrap()]);
+    expect(0, &arguments);
+    let file: Value = serde_json::from_str(&std::fs::read_to_string(&json).unwrap()).unwrap();
+    let rows = file["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    for row in rows {
+        let sizes = ["hidden", "inputs", "layers", "bidirectional"].map(|name| row[name].to_string());
+        // Attention's rows have no such sizes, and its width is the default of theirs.
+        let expected = if row["variant"] == "softmax-attention" { ["null"; 4] } else { ["16", "5", "2", "true"] };
+        assert_eq!(sizes, expected);
+        // A recurrence approximates nothing.
+        assert!(row["error"].is_null() && row["tflops"].as_f64().unwrap() > 0.0);
+    }
+    assert!(file["exponents"]["gru"]["both"].is_number());
+    assert!(file["crossovers"].as_array().unwrap().iter().any(|c| c["variant"] == "gru"));
+
+    refused(&["bench", "--device", "cpu", "--hidden", "8", "--lengths", "4"], &["--hidden", "--variants"]);
+    let both = ["bench", "--device", "cpu", "--variants", "gru", "--lengths", "4", "--causal", "--bidirectional"];
+    refused(&both, &["--bidirectional", "--causal"]);
+    refused(&["bench", "--device", "cpu", "--variants", "lstm"], &["lstm", "softmax-attention", "gru"]);
+}
+
+#[test]
 fn a_reader_that_leaves_is_no_error() {
     for arguments in [&["completions", "bash"][..], &["run", "--list"], &["devices"], &["--help"]] {
         let program = assert_cmd::cargo::cargo_bin("attn");

@@ -12,7 +12,7 @@
 //! which differ in n only (gcₙ = r·gaₙ), dh = gc·W_hh + z·dh′; then dW_hh = Σ gcᵀ·h and db_hh = Σ gc over all steps at once.
 //!
 //! - `cpu`: the definition, and the fast one.
-//! - `gpu`: the launches; `kernels/recurrent.cu`.
+//! - `gpu`: the launches; `kernels/recurrent.cu`, and on tensor cores `kernels/recurrent_mma.cu`.
 //! - `layers`: nn.GRU and nn.RNN by their parameters' names.
 
 mod cases;

@@ -381,11 +381,10 @@ mod tests {
     use std::sync::Arc;
 
     /// How both passes of a GRU are divided on an architecture, both directions of 8 sequences.
-    fn divisions(arch: Arch, precision: Precision, hidden: usize) -> [Division; 2] {
+    fn divisions(arch: Arch, precision: Precision, hidden: usize, kernel: Option<Kernel>) -> [Division; 2] {
         let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
         let gpu = Gpu::storing(precision, "recorder", recorder);
-        let op =
-            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, kernel: None };
+        let op = Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, kernel };
         let s = Sizes { batch: 8, length: 5, hidden, columns: 3 * hidden, directions: 2 };
         [Pass::Forward, Pass::Backward].map(|pass| op.division(&gpu, &s, pass).unwrap())
     }
@@ -395,18 +394,22 @@ mod tests {
         for (arch, precision) in Arch::ALL.into_iter().flat_map(|a| Precision::STORED.iter().map(move |&p| (a, p))) {
             let tensor_cores = precision != Precision::F32 && arch.sm >= 80;
             let expected = if tensor_cores { Kernel::TensorCores } else { Kernel::OnChip };
-            for division in divisions(arch, precision, 256) {
+            for division in divisions(arch, precision, 256, None) {
                 // One direction of it at least: a T4 has 40 multiprocessors.
                 assert!(division.kernel == expected && division.slices <= 40, "{arch} {precision}: {division:?}");
             }
-            assert_eq!(divisions(arch, precision, 8192).map(|d| d.kernel), [Kernel::Stepwise; 2], "{arch} {precision}");
+            assert_eq!(
+                divisions(arch, precision, 8192, None).map(|d| d.kernel),
+                [Kernel::Stepwise; 2],
+                "{arch} {precision}"
+            );
         }
     }
 
     #[test]
     fn fewer_blocks_take_more_units() {
         // 132 multiprocessors cannot hold 1100 / 8 blocks; with 16 units a block they hold one team.
-        let forward = divisions(Arch::from_capability(9, 0), Precision::F32, 1100)[0];
+        let forward = divisions(Arch::from_capability(9, 0), Precision::Bf16, 1100, Some(Kernel::OnChip))[0];
         assert_eq!((forward.units, forward.slices, forward.at_once), (16, 69, 1));
     }
 
