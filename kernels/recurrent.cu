@@ -4,64 +4,11 @@
 // gradients of the gates) through global memory and wait for each other at every step, so they must all run at once.
 // Otherwise a launch is one step, and weights are read from memory.
 // A warp takes one unit at a time: its lanes are ROWS sequences by PARTS quarters of the sum.
-// Defines: CELL (0: GRU; Elman with 1: tanh, 2: relu, 3: identity).
-#include "numbers.cuh"
+// On tensor cores: recurrent_mma.cu.
+// Defines: CELL (recurrent.cuh).
+#include "recurrent.cuh"
 
-#ifndef CELL
-#define CELL 0
-#endif
-static constexpr int WARPS = 8, ROWS = 8, PARTS = 4, GATES = CELL == 0 ? 3 : 1, SAVED = 4;
-static_assert(WARPS == ROWS, "a warp reads a sequence's state");
-
-// Mirrors `Inputs` in src/ops/recurrent/gpu.rs. Pointers by direction; `initial` and `lengths` may be null.
-struct Inputs {
-    const real *gates[2], *weight[2], *bias[2];
-    const real* initial;
-    const int* lengths;
-    int batch, length, hidden, directions;
-    int units, first_team;  // units of a block; the team of the grid's first block
-};
-
-// Where this thread stands.
-struct Place {
-    int direction, first_unit, slices, warp, row, part;
-    int b, length, steps;  // the lane's sequence and its length; the longest of the team
-    unsigned team;
-
-    __device__ __forceinline__ Place(const Inputs& in) {
-        slices = (in.hidden + in.units - 1) / in.units;
-        first_unit = blockIdx.x % slices * in.units;
-        team = in.first_team + blockIdx.x / slices;
-        direction = team % in.directions;
-        warp = threadIdx.x / 32;
-        row = threadIdx.x % 32 / PARTS;
-        part = threadIdx.x % PARTS;
-        b = team / in.directions * ROWS + row;
-        length = length_of(in, b);
-        steps = length;
-        // Every warp has every sequence of the team.
-        for (int lanes = 16; lanes > 0; lanes >>= 1) steps = max(steps, __shfl_xor_sync(FULL_WARP, steps, lanes));
-    }
-    static __device__ __forceinline__ int length_of(const Inputs& in, int b) {
-        return b >= in.batch ? 0 : in.lengths ? in.lengths[b] : in.length;
-    }
-    // Where the s-th step of a sequence lies in (B,T), for this direction.
-    __device__ __forceinline__ long long step(const Inputs& in, int b, int length, int s) const {
-        return b * (long long)in.length + (direction ? length - 1 - s : s);
-    }
-    __device__ __forceinline__ long long state(const Inputs& in, int b) const {
-        return (direction * (long long)in.batch + b) * in.hidden;
-    }
-};
-
-template <class T>
-__device__ __forceinline__ T* of(T* const (&pointers)[2], int direction) {
-    return direction ? pointers[1] : pointers[0];
-}
-
-// Rows in shared memory are padded to whole turns of the four parts; those of the tile also so that the
-// sequences' rows lie in different banks.
-__device__ __forceinline__ int padded(int n) { return (n + 15) / 16 * 16; }
+// Rows of the tile are also padded so that the sequences' rows lie in different banks.
 __device__ __forceinline__ int pitch(int n) { return ((n + 15) / 16 | 1) * 16; }
 
 template <bool ON_CHIP>
@@ -87,39 +34,6 @@ __device__ __forceinline__ float sum_parts(float x) {
     return x;
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
-
-// The new state of a unit; what is saved goes to `saved`, a row of H for each number.
-__device__ __forceinline__ float cell(const float* a, const float* c, float h, real* saved, int hidden) {
-#if CELL == 0
-    float r = sigmoid(a[0] + c[0]), z = sigmoid(a[1] + c[1]), n = tanhf(a[2] + r * c[2]);
-    float kept[SAVED] = {r, z, n, c[2]};
-#pragma unroll
-    for (int k = 0; k < SAVED; ++k) saved[(long long)k * hidden] = narrow<real>(kept[k]);
-    return (1.f - z) * n + z * h;
-#else
-    float x = a[0] + c[0];
-    return CELL == 1 ? tanhf(x) : CELL == 2 && x < 0.f ? 0.f : x;
-#endif
-}
-
-// Its derivative: from the gradient `d` of the new state those of the gates of x and of h; returns that of the state
-// before, as far as it does not go through W_hh.
-__device__ __forceinline__ float cell_backward(float d, const float* saved, float before, float after, float* a, float* c) {
-#if CELL == 0
-    float r = saved[0], z = saved[1], n = saved[2];
-    float dn = d * (1.f - z) * (1.f - n * n);
-    a[0] = c[0] = dn * saved[3] * r * (1.f - r);
-    a[1] = c[1] = d * (before - n) * z * (1.f - z);
-    a[2] = dn;
-    c[2] = dn * r;
-    return d * z;
-#else
-    a[0] = c[0] = CELL == 1 ? d * (1.f - after * after) : CELL == 2 && !(after > 0.f) ? 0.f : d;
-    return 0.f;
-#endif
-}
-
 // out (B,T,D·H), last (D,B,H), saved (D,B,T,SAVED,H); state: 2 × (D,B,H) in f32, that of even steps and that of odd ones;
 // arrived: a counter for each team, 0 at the launch. Steps `first` to `end`, as far as the team has them.
 template <bool ON_CHIP>
@@ -136,13 +50,7 @@ __device__ __forceinline__ void forward(const Inputs& in, real* out, real* last,
             weights[i] = unit < H && k < H ? from[((long long)gate * H + unit) * H + k] : narrow<real>(0.f);
         }
     }
-    if (first == 0 && at.b < in.batch && at.length == 0) {
-        for (int unit = at.first_unit + threadIdx.x % PARTS + PARTS * at.warp; unit < min(at.first_unit + in.units, H);
-             unit += PARTS * WARPS) {
-            long long i = at.state(in, at.b) + unit;
-            last[i] = in.initial ? in.initial[i] : narrow<real>(0.f);
-        }
-    }
+    if (first == 0) without_steps(in, at, last, in.units);
     for (int s = first; s < min(end, at.steps); ++s) {
         const float* before = state + (s + 1) % 2 * (long long)in.directions * in.batch * H;
         float* after = state + s % 2 * (long long)in.directions * in.batch * H;
@@ -202,16 +110,6 @@ __device__ __forceinline__ void forward(const Inputs& in, real* out, real* last,
         if (s + 1 < min(end, at.steps)) signal(arrived + at.team);
     }
 }
-
-// Gradients: of the gates of x in d_gates by direction (null: not needed), added where `accumulate` says so, likewise
-// d_initial; products (D,B,T,G·H) of W_hh·h + b_hh; before (D,B,T,H): the state before each step; carried (D,B,H)
-// between steps. d_out and d_last may be null.
-struct Gradients {
-    const real *out, *saved, *d_out, *d_last;
-    real *d_gates[2], *d_initial;
-    float *products, *before, *carried;
-    int accumulate[2], accumulate_initial, unused;
-};
 
 // Turns `first` to `end`: turn i carries the gradient back through W_hh to step s = steps − 1 − i, and goes through
 // that step's cell. The turn after the last step leaves the gradient of h_0.

@@ -1,7 +1,7 @@
 //! What a plan runs on.
 
 use crate::error::Result;
-use crate::op::{Backward, Forward, Op, Place, Update};
+use crate::op::{Backward, Forward, Op, Place, Spec, Update};
 pub use crate::precision::Precision;
 use std::sync::Arc;
 
@@ -57,6 +57,12 @@ pub trait Device: Send + Sync {
     /// # Safety
     /// As for [`Device::forward`].
     unsafe fn backward(&self, op: &dyn Op, io: &Backward<Place, Place>) -> Result<()>;
+
+    /// What users should know of how an op runs here.
+    fn remark(&self, op: &dyn Op, inputs: &[&Spec]) -> Result<Option<String>> {
+        let _ = (op, inputs);
+        Ok(None)
+    }
 
     /// Rounds contiguous [`crate::op::Kind::Full`] elements to what the device stores.
     ///

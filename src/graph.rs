@@ -1,6 +1,7 @@
 //! Recording a model: tensors, and the ops between them. Shapes are checked as ops are recorded.
 
 use crate::cpu::strided::{contiguous_strides, is_contiguous};
+use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::op::{Contract, Kind, Op, Spec};
 use crate::ops::copy::Copy;
@@ -20,6 +21,8 @@ pub(crate) enum Origin {
     Fed { range: Range<i64> },
     /// Trained; `decay` says whether weight decay applies.
     Parameter { decay: bool },
+    /// Written by the user once, and never trained.
+    Frozen,
     /// The given output of a node.
     Computed { node: usize, output: usize },
     /// Part of another tensor, from the element at `offset` on.
@@ -157,6 +160,12 @@ impl Graph {
         self.add_contiguous(name, Spec::real(shape), Origin::Parameter { decay }, true)
     }
 
+    /// A tensor that is part of the model as parameters are, but keeps what the user writes: it has no gradient and no
+    /// optimiser's state. Plans that share parameters share it.
+    pub fn frozen(&mut self, name: &str, shape: &[usize]) -> Tensor {
+        self.add_contiguous(name, Spec::real(shape), Origin::Frozen, false)
+    }
+
     /// Records an op and returns its outputs.
     ///
     /// # Errors
@@ -235,6 +244,16 @@ impl Graph {
     fn uses(&self) -> impl Iterator<Item = (&Node, Tensor, bool)> {
         let weight = |node: &Node, i: usize| node.contract.weights.get(i).copied().unwrap_or(false);
         self.nodes.iter().flat_map(move |n| n.inputs.iter().enumerate().map(move |(i, &t)| (n, t, weight(n, i))))
+    }
+
+    /// What users should know of how the ops run on a device, each line once.
+    ///
+    /// # Errors
+    /// If a kernel cannot be compiled there.
+    pub fn remarks(&self, device: &dyn Device) -> Result<BTreeSet<String>> {
+        let specs = |node: &Node| node.inputs.iter().map(|t| self.spec(*t).clone()).collect::<Vec<Spec>>();
+        let of = |node: &Node| device.remark(&*node.op, &specs(node).iter().collect::<Vec<_>>());
+        self.nodes.iter().filter_map(|node| of(node).transpose()).collect()
     }
 
     /// Whether every op has kernels for a device of this precision, and every gradient one kind.
@@ -371,9 +390,14 @@ impl Graph {
         (0..self.tensors.len()).filter(|&i| trained(&self.tensors[i])).map(Tensor).collect()
     }
 
+    /// All tensors that are part of the model and not trained, likewise.
+    pub fn frozen_tensors(&self) -> Vec<Tensor> {
+        (0..self.tensors.len()).filter(|&i| self.tensors[i].origin == Origin::Frozen).map(Tensor).collect()
+    }
+
     /// All tensors that are written from outside: by the user, or as constants by the plan.
     pub fn fed(&self) -> Vec<Tensor> {
-        let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. });
+        let fed = |i: &Info| matches!(i.origin, Origin::Fed { .. } | Origin::Frozen);
         (0..self.tensors.len()).filter(|&i| fed(&self.tensors[i])).map(Tensor).collect()
     }
 

@@ -277,6 +277,11 @@ pub trait GpuOp {
     fn forward_gpu(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()>;
     /// Launches backward.
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()>;
+    /// What users should know of how it runs there on such inputs, in a line: that it is slower than it could be, and why.
+    fn remark(&self, gpu: &Gpu, inputs: &[&Spec]) -> Result<Option<String>> {
+        let _ = (gpu, inputs);
+        Ok(None)
+    }
 }
 
 /// An operation on tensors, with its derivative.

@@ -41,7 +41,9 @@ struct Step<Io> {
 pub struct Plan {
     graph: Graph,
     device: Arc<dyn Device>,
-    memory: Memory,
+    memory: Arc<Memory>,
+    /// Where the shared parameters lie, if they are another plan's: that plan's memory, and what it shares itself.
+    shared: Vec<Arc<Memory>>,
     forward: Vec<Step<Forward<Place, Place>>>,
     backward: Vec<Step<Backward<Place, Place>>>,
     /// Gradients that nothing contributes to.
@@ -73,7 +75,8 @@ impl Plan {
         &self.device
     }
 
-    /// Bytes of device memory that the plan holds: all that a run takes there.
+    /// Bytes of device memory that the plan holds of its own: all that a run takes there, but for what it shares with
+    /// another plan ([`Plan::sharing`]).
     pub fn peak_bytes(&self) -> usize {
         self.memory.bytes()
     }

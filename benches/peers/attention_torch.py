@@ -2,7 +2,8 @@
 
 Standard input holds JSON lines. The first is the setting:
     {"device": "cpu", "threads": 2, "dtype": "f32", "tf32": false, "batch": 1, "heads": 8, "head_dim": 64,
-     "causal": false, "direction": "forward", "features": {"kv_heads": 8, "window": null, …}}
+     "causal": false, "direction": "forward", "features": {"kv_heads": 8, "window": null, …},
+     "recurrence": {"hidden": 512, "inputs": 512, "layers": 1, "bidirectional": false}}
 answered by {"version": "2.11.0", "backends": {"softmax-attention": ["flash", …], …}}, or {"error": why} where PyTorch
 or its device is missing. Then each
     {"variant": "softmax-attention", "backend": "flash", "length": 1024, "seconds": 0.1}
@@ -24,7 +25,10 @@ BACKENDS = {
     },
     "linear-attention": {"cpu": ["plain"], "cuda": ["plain"]},
     "mean-similarity-attention": {"cpu": ["plain"], "cuda": ["plain"]},
+    "gru": {"cpu": ["nn"], "cuda": ["nn"]},
+    "rnn": {"cpu": ["nn"], "cuda": ["nn"]},
 }
+RECURRENCES = ("gru", "rnn")
 
 
 class Refused(Exception):
@@ -213,7 +217,18 @@ class Peer:
             self.chunks[length] = min(chunks, key=least)
         return lambda q, k, v: linear_causal(q, k, v, self.chunks[length])
 
+    def recurrence(self, variant):
+        """nn.GRU or nn.RNN, batch first: cuDNN's on a GPU. Gradients are those of x and of all parameters."""
+        sizes = self.setting["recurrence"]
+        torch.manual_seed(0)
+        layer = {"gru": torch.nn.GRU, "rnn": torch.nn.RNN}[variant]
+        module = layer(sizes["inputs"], sizes["hidden"], sizes["layers"], batch_first=True,
+                       bidirectional=sizes["bidirectional"], device=self.device, dtype=self.dtype)
+        return lambda x, *parameters: module(x)[0], list(module.parameters())
+
     def function(self, variant, backend, length):
+        if variant in RECURRENCES:
+            return self.recurrence(variant)
         if self.grouped and variant != "softmax-attention":
             raise Refused("the plain forms here have as many heads of keys as of queries")
         if backend in ("math", "plain") and variant != "linear-attention":
@@ -253,11 +268,21 @@ class Peer:
     def sample(self, function, length, seconds):
         """The samples of about so many seconds, at least one, and the most device memory in use meanwhile."""
         s = self.setting
-        of_q, of_k = ((s["batch"], heads, length, s["head_dim"]) for heads in (s["heads"], self.features["kv_heads"]))
         torch.manual_seed(0)
-        q, k, v, dout = (torch.randn(shape, device=self.device).to(self.dtype) for shape in (of_q, of_k, of_k, of_q))
+
+        def random(*shape):
+            return torch.randn(shape, device=self.device).to(self.dtype)
+
+        if isinstance(function, tuple):
+            function, parameters = function
+            sizes = s["recurrence"]
+            inputs = [random(s["batch"], length, sizes["inputs"]), *parameters]
+            dout = random(s["batch"], length, (1 + sizes["bidirectional"]) * sizes["hidden"])
+        else:
+            of_q, of_k = ((s["batch"], heads, length, s["head_dim"]) for heads in (s["heads"], self.features["kv_heads"]))
+            *inputs, dout = (random(*shape) for shape in (of_q, of_k, of_k, of_q))
         forward_only = self.direction == "forward"
-        for x in (q, k, v):
+        for x in inputs:
             x.requires_grad_(not forward_only)
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -265,11 +290,11 @@ class Peer:
         def once():
             if forward_only:
                 with torch.no_grad():
-                    return self.time(lambda: function(q, k, v))[0]
+                    return self.time(lambda: function(*inputs))[0]
             if self.direction == "both":
-                return self.time(lambda: torch.autograd.grad(function(q, k, v), (q, k, v), dout))[0]
-            out = function(q, k, v)
-            return self.time(lambda: torch.autograd.grad(out, (q, k, v), dout))[0]
+                return self.time(lambda: torch.autograd.grad(function(*inputs), inputs, dout))[0]
+            out = function(*inputs)
+            return self.time(lambda: torch.autograd.grad(out, inputs, dout))[0]
 
         # Compiles, chooses algorithms, touches pages; in later rounds only where it costs little.
         if function not in self.slow:

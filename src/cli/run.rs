@@ -203,6 +203,7 @@ fn run(spec: &RunSpec, args: OpArgs) -> Result<()> {
     if tf32 {
         check_tf32(&graph, &*device)?;
     }
+    graph.remarks(&*device)?.iter().for_each(|remark| eprintln!("note: {remark}"));
     if let Some(name) = given.keys().find(|name| !bound.iter().any(|(b, _)| b == *name)) {
         let remedy = "leave it out, or give what it belongs to";
         return Err(Error::argument(format!("tensor `{name}`"), "is not used with these tensors and flags", remedy));

@@ -30,6 +30,7 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Model {
     Lm(Box<LmArgs>),
+    Classify(Box<super::classify::Args>),
 }
 
 /// Train a language model on a text
@@ -84,6 +85,7 @@ pub(super) struct LmArgs {
 pub fn main(args: Args) -> Result<Status> {
     match args.model {
         Model::Lm(args) => lm(*args),
+        Model::Classify(args) => super::classify::main(*args),
     }
 }
 

@@ -5,7 +5,7 @@ use super::driver::{Captured, Driver, Launch, Matmul, Properties};
 use super::kernel::{Module, Source};
 use crate::device::{Device, Precision};
 use crate::error::Result;
-use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Update};
+use crate::op::{Backward, Forward, Gradient, Kind, Op, Place, Spec, Update};
 use crate::ops::{matmul, narrow};
 use std::sync::Arc;
 
@@ -165,6 +165,10 @@ impl Device for Gpu {
 
     unsafe fn backward(&self, op: &dyn Op, io: &Backward<Place, Place>) -> Result<()> {
         op.backward_gpu(self, io)
+    }
+
+    fn remark(&self, op: &dyn Op, inputs: &[&Spec]) -> Result<Option<String>> {
+        op.remark(self, inputs)
     }
 
     unsafe fn narrow(&self, from: u64, to: u64, elements: usize) -> Result<()> {

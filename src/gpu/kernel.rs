@@ -29,8 +29,11 @@ impl Source {
 pub const HEADERS: &[(&str, &str)] = &[
     ("prelude.cuh", include_str!("../../kernels/prelude.cuh")),
     ("numbers.cuh", include_str!("../../kernels/numbers.cuh")),
+    ("activation.cuh", include_str!("../../kernels/activation.cuh")),
     ("feature_map.cuh", include_str!("../../kernels/feature_map.cuh")),
     ("mean_loss.cuh", include_str!("../../kernels/mean_loss.cuh")),
+    ("recurrent.cuh", include_str!("../../kernels/recurrent.cuh")),
+    ("table_gradient.cuh", include_str!("../../kernels/table_gradient.cuh")),
     ("mma.cuh", include_str!("../../kernels/mma.cuh")),
     ("tiles_f32.cuh", include_str!("../../kernels/tiles_f32.cuh")),
     ("softmax_attention.cuh", include_str!("../../kernels/softmax_attention.cuh")),

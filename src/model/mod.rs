@@ -1,5 +1,6 @@
 //! Models: recorded forward only, with their parameters' names and their files.
 
+pub mod classifier;
 pub mod config;
 pub mod gpt;
 mod inputs;

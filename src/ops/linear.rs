@@ -1,5 +1,5 @@
 //! y = g(x·W + b), x (…, I), y (…, O); W is stored as PyTorch's nn.Linear has it, (O, I), or as GPT-2's Conv1D, (I, O).
-//! g is the identity, a GELU or the ReLU; b may be absent.
+//! g is the identity, a GELU, the ReLU or tanh; b may be absent.
 //!
 //! With such a g, g′(x·W + b) is saved rather than x·W + b: it takes the same memory, and the tanh or erf is computed once.
 //! dz = dy·g′; dx = dz·Wᵀ; dW = xᵀ·dz; db = Σ dz over the rows.
@@ -7,8 +7,9 @@
 mod cpu;
 mod gpu;
 
+pub(crate) use cpu::{activate, product};
 use gpu::partials;
-pub(crate) use gpu::{sum_columns, sum_scratch};
+pub(crate) use gpu::{activation_define, sum_columns, sum_scratch};
 
 use crate::case::Case;
 use crate::cpu::Matrix;
@@ -28,7 +29,7 @@ pub enum WeightLayout {
     InOut,
 }
 
-/// What a layer applies to its sums: one of the two forms of GELU, or the ReLU.
+/// What a layer applies to its sums: one of the two forms of GELU, the ReLU, or tanh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// z/2·(1 + tanh(√(2/π)·(z + 0.044715·z³))): GPT-2's GELU.
@@ -37,6 +38,8 @@ pub enum Activation {
     GeluErf,
     /// max(z, 0); its derivative at 0 is 0.
     Relu,
+    /// tanh z.
+    Tanh,
 }
 
 /// y = g(x·W + b), on [x (…, I), weight] or [x, weight, bias (O)].
@@ -53,7 +56,7 @@ pub struct Linear {
 /// In the registry.
 pub static ENTRY: Entry = Entry {
     name: "linear",
-    summary: "y = g(x·W + b), g a GELU, the ReLU or nothing",
+    summary: "y = g(x·W + b), g a GELU, the ReLU, tanh or nothing",
     cases,
     run: Some(&RUN),
     attention: None,
@@ -217,6 +220,7 @@ fn cases() -> Vec<Case> {
         case(&[0, 37], 65, OutIn, true, Some(Activation::GeluTanh)),
         // More rows than one part has on the CPU; a weight that is large to it.
         case(&[600, 5], 7, InOut, true, Some(Activation::GeluErf)),
+        case(&[65, 37], 33, OutIn, true, Some(Activation::Tanh)),
         case(&[3, 300], 300, InOut, true, Some(Activation::GeluErf)),
         relu(3, 5, 37, OutIn, true),
         relu(300, 17, 33, InOut, false).in_every_order(),

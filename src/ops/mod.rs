@@ -2,11 +2,15 @@
 
 pub mod add;
 pub mod attention;
+pub mod binary_cross_entropy;
 pub mod concatenate;
 pub mod copy;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod embedding_bag;
+pub mod ffnn;
+pub mod head_pooling;
 pub mod key_value_cache;
 pub mod layer_norm;
 pub mod linear;
@@ -14,6 +18,7 @@ pub mod linear_attention;
 pub mod linear_attention_step;
 pub mod linear_cross_entropy;
 pub mod matmul;
+pub mod mean_pooling;
 pub mod mean_similarity_attention;
 pub mod multi_head_attention;
 pub mod narrow;
@@ -25,6 +30,8 @@ pub(crate) mod rows;
 pub mod self_attention;
 pub mod softmax;
 pub mod softmax_attention;
+pub(crate) mod table;
+pub mod tanh;
 
 use crate::case::Case;
 use crate::error::Result;
@@ -61,14 +68,20 @@ pub static OPS: &[&Entry] = &[
     &self_attention::ENTRY,
     &softmax::ENTRY,
     &linear::ENTRY,
+    &ffnn::ENTRY,
     &layer_norm::ENTRY,
     &embedding::ENTRY,
+    &embedding_bag::ENTRY,
+    &head_pooling::ENTRY,
+    &mean_pooling::ENTRY,
     &rotary::ENTRY,
     &permute_heads::ENTRY,
     &reweight_heads::ENTRY,
     &add::ENTRY,
     &dropout::ENTRY,
+    &tanh::ENTRY,
     &cross_entropy::ENTRY,
+    &binary_cross_entropy::ENTRY,
     &linear_cross_entropy::ENTRY,
     &recurrent::GRU,
     &recurrent::RNN,

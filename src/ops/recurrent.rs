@@ -23,7 +23,7 @@ mod layers;
 #[cfg(test)]
 mod tests;
 
-pub use layers::{Direction, Layer, Layers};
+pub use layers::{Direction, Layer, Layers, Stack};
 
 use crate::error::{Error, Result};
 use crate::op::*;
@@ -56,6 +56,17 @@ impl Cell {
     }
 }
 
+/// What computes a recurrence on a GPU (`kernels/recurrent.cu`, `kernels/recurrent_mma.cu`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// All steps in one launch, weights on chip, products on tensor cores: tensors stored in 16 bits, sm_80 and later.
+    TensorCores,
+    /// All steps in one launch, weights on chip, products in f32.
+    OnChip,
+    /// A launch a step, weights in memory, products in f32.
+    Stepwise,
+}
+
 /// A recurrence on, for each direction, [gates of x (B,T,G·H), W_hh (G·H,H), and with a bias b_hh (G·H)]; then, where
 /// there are, h_0 (directions,B,H) and lengths int (B), each in 0…T. Gives out (B,T,directions·H) and h_n
 /// (directions,B,H), the state after each sequence's last valid step; h_0, or zeros, where the length is 0.
@@ -71,9 +82,8 @@ pub struct Recurrence {
     pub initial: bool,
     /// Whether lengths are given; otherwise each is T.
     pub lengths: bool,
-    /// On a GPU, a launch for each step with W_hh read from memory, as is done anyway where W_hh does not fit on chip:
-    /// for comparison.
-    pub stepwise: bool,
+    /// On a GPU, this one rather than the best that fits: for comparison.
+    pub kernel: Option<Kernel>,
 }
 
 /// The GRU in the registry.

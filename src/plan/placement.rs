@@ -23,6 +23,37 @@ impl Plan {
     /// # Errors
     /// If the device has too little memory, or a root is itself an input of another op that a root depends on.
     pub fn new(graph: Graph, device: Arc<dyn Device>, options: &PlanOptions) -> Result<Plan> {
+        Plan::placed(graph, device, options, None)
+    }
+
+    /// Plans another graph of the same model on the same device, such as one of longer sequences: parameters, their
+    /// gradients, the optimiser's buffers, hyper-parameters and frozen tensors are those of `base`, whose memory lives on
+    /// as long as either plan does. Whoever trains runs forward, backward and the update of one plan after the other's.
+    /// Where it suffices, both compute in `base`'s memory: what one keeps, the other's next run may take.
+    ///
+    /// # Errors
+    /// As [`Plan::new`], and if the graphs' parameters or frozen tensors differ in name, order or shape, or `base` has no
+    /// gradients or fewer optimiser's buffers.
+    pub fn sharing(graph: Graph, options: &PlanOptions, base: &Plan) -> Result<Plan> {
+        let described = |g: &Graph| -> Vec<String> {
+            let shown = |t: Tensor| format!("`{}` {} {:?}", g.name(t), g.spec(t), g.tensors[t.0].origin);
+            g.parameters().into_iter().chain(g.frozen_tensors()).map(shown).collect()
+        };
+        let (own, others) = (described(&graph), described(&base.graph));
+        if own != others {
+            let at = own.iter().zip(&others).take_while(|(a, b)| a == b).count();
+            let shown = |all: &[String]| all.get(at).cloned().unwrap_or("nothing".into());
+            return Err(Error::shape("plan", "shared parameters", shown(&others), shown(&own)));
+        }
+        let sections = if options.roots.is_empty() { 1 } else { 2 + options.optimizer_slots };
+        if sections + 1 > base.flat.len() {
+            let (expected, got) = (format!("{sections} sections"), format!("{}", base.flat.len() - 1));
+            return Err(Error::shape("plan", "the plan to share with", expected, got));
+        }
+        Plan::placed(graph, base.device.clone(), options, Some(base))
+    }
+
+    fn placed(graph: Graph, device: Arc<dyn Device>, options: &PlanOptions, base: Option<&Plan>) -> Result<Plan> {
         graph.check(device.precision())?;
         let [real, full] = [device.precision(), device.precision().full()].map(|p| p.bytes());
         let size_of = |kind: Kind| match kind {
@@ -98,18 +129,22 @@ impl Plan {
         }
         let section = (elements * full).next_multiple_of(ALIGNMENT);
         let training = !options.roots.is_empty();
-        let sections = 1 + if training { 1 + options.optimizer_slots } else { 0 };
+        let mut fixed = 0;
+        let flat: Vec<Slot> = match base {
+            Some(base) => base.flat.iter().map(|&address| Slot::At(address)).collect(),
+            None => {
+                let sections = 1 + if training { 1 + options.optimizer_slots } else { 0 };
+                fixed = section * sections + ((HYPER + UPDATE_SCRATCH) * full).next_multiple_of(ALIGNMENT);
+                (0..=sections).map(|s| Slot::Fixed(s * section)).collect()
+            }
+        };
         let mut master_offsets: BTreeMap<Tensor, Slot> = BTreeMap::new();
         for &(t, element) in &in_order {
-            master_offsets.insert(t, Slot::Fixed(element * full));
+            master_offsets.insert(t, flat[0].after(element * full));
             if training {
-                gradient_offsets.insert(t, Slot::Fixed(section + element * full));
+                gradient_offsets.insert(t, flat[1].after(element * full));
             }
         }
-        let mut fixed = section * sections;
-        let mut flat: Vec<u64> = (0..sections).map(|s| (s * section) as u64).collect();
-        flat.push(fixed as u64);
-        fixed += ((HYPER + UPDATE_SCRATCH) * full).next_multiple_of(ALIGNMENT);
         let mut reserve = |bytes: usize| {
             fixed += bytes.next_multiple_of(ALIGNMENT);
             Slot::Fixed(fixed - bytes.next_multiple_of(ALIGNMENT))
@@ -122,7 +157,12 @@ impl Plan {
             };
             offsets.insert(t, stored);
         }
-        for t in graph.fed() {
+        let frozen = graph.frozen_tensors();
+        if let Some(base) = base {
+            let places = frozen.iter().zip(base.graph.frozen_tensors());
+            offsets.extend(places.map(|(&t, other)| (t, Slot::At(base.values[&other].address))));
+        }
+        for t in graph.fed().into_iter().filter(|t| base.is_none() || !frozen.contains(t)) {
             offsets.insert(t, reserve(graph.spec(t).numel() * size_of(graph.spec(t).kind)));
         }
         for node in &graph.nodes {
@@ -187,11 +227,15 @@ impl Plan {
         }
         let pooled = pool.place();
 
-        let memory = Memory::new(device.clone(), fixed + pooled)?;
-        let base = memory.address();
+        let pooled_in = base.map(|b| b.pooled).filter(|(_, bytes)| *bytes >= pooled).map(|(start, _)| start);
+        let memory = Arc::new(Memory::new(device.clone(), fixed + if pooled_in.is_some() { 0 } else { pooled })?);
+        let shared = base.map_or_else(Vec::new, |b| [b.memory.clone()].into_iter().chain(b.shared.clone()).collect());
+        let start = memory.address();
+        let pooled_from = pooled_in.unwrap_or(start + fixed as u64);
         let address = |slot: Slot| match slot {
-            Slot::Fixed(offset) => base + offset as u64,
-            Slot::Pooled(block) => base + (fixed + pool.offset(block)) as u64,
+            Slot::Fixed(offset) => start + offset as u64,
+            Slot::Pooled(block) => pooled_from + pool.offset(block) as u64,
+            Slot::At(address) => address,
         };
         let place = |t: Tensor, kind: Kind, slots: &BTreeMap<Tensor, Slot>| -> Option<Place> {
             let info = &graph.tensors[t.0];
@@ -269,6 +313,7 @@ impl Plan {
         let untouched = untouched.iter().filter_map(gradient).collect();
         let plan = Plan {
             memory,
+            shared,
             forward,
             backward,
             untouched,
@@ -278,15 +323,15 @@ impl Plan {
             gradients,
             readable,
             parameters: (elements, decayed),
-            flat: flat.iter().map(|o| base + o).collect(),
-            pooled: (base + fixed as u64, pooled),
+            flat: flat.into_iter().map(address).collect(),
+            pooled: (pooled_from, pooled),
             poison: options.poison,
             graph,
             device,
         };
         // Parameters and their paddings, gradients and slots start as zeros.
         // SAFETY: the fixed sections start the plan's own allocation.
-        unsafe { plan.device.fill(base, 0, fixed)? };
+        unsafe { plan.device.fill(start, 0, fixed)? };
         for (t, preset) in &plan.graph.presets {
             match preset {
                 Preset::Real(values) => plan.put(&plan.values[t], values)?,

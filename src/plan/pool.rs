@@ -64,4 +64,20 @@ pub enum Slot {
     Fixed(usize),
     /// The pool's block of this number.
     Pooled(usize),
+    /// At an address: in another plan's memory.
+    At(u64),
+}
+
+impl Slot {
+    /// So many bytes further, in the same section.
+    ///
+    /// # Panics
+    /// If it is the pool's.
+    pub fn after(self, bytes: usize) -> Slot {
+        match self {
+            Slot::Fixed(offset) => Slot::Fixed(offset + bytes),
+            Slot::At(address) => Slot::At(address + bytes as u64),
+            Slot::Pooled(_) => unreachable!("sections are not pooled"),
+        }
+    }
 }

@@ -20,7 +20,8 @@ pub fn to_text(figure: &Figure, width: usize) -> String {
     let shown = across.div_ceil(merged);
     // Two columns make a cell about as wide as it is high.
     let cell = if 2 * shown <= room { 2 } else { 1 };
-    let panel_width = cell * shown;
+    let titles = figure.panels.iter().flatten().map(|panel| panel.title.chars().count()).max().unwrap_or(0);
+    let panel_width = (cell * shown).max(titles.min(room));
     let side = ((room + GAP) / (panel_width + GAP)).max(1);
     let mut text = String::new();
     let _ = writeln!(text, "{}\n{}", figure.title, figure.subtitle);
@@ -74,7 +75,15 @@ mod tests {
         let cells = (0..n).map(|i| (0..n).map(|j| cell(i, j)).collect()).collect();
         let panel = Panel { title: "head".into(), cells };
         let (title, subtitle, unit) = ("Weights".into(), "of a".into(), "weight".into());
-        Figure { title, subtitle, rows: words.clone(), columns: words, panels: vec![vec![panel.clone(), panel]], unit }
+        Figure {
+            title,
+            subtitle,
+            rows: words.clone(),
+            columns: words,
+            panels: vec![vec![panel.clone(), panel]],
+            unit,
+            signed: false,
+        }
     }
 
     #[test]
@@ -82,6 +91,12 @@ mod tests {
         let text = to_text(&figure(3), 40);
         let expected = "  head     head\n  a b c    a b c\na ██       ██\nb ··██     ··██\nc ····██   ····██\n";
         assert!(text.contains(expected), "{text}");
+        let mut wordy = figure(1);
+        wordy.panels[0].iter_mut().for_each(|panel| panel.title = "layer 0, head 1".into());
+        assert!(
+            to_text(&wordy, 40).contains("  layer 0, head 1   layer 0, head 1\n  a                 a\n"),
+            "a title is not cut"
+        );
         let narrow = to_text(&figure(3), 12);
         assert!(narrow.contains("c ····██\n\n  head"), "{narrow}");
     }

@@ -94,7 +94,11 @@ impl Log {
         self.events.text(step, "sample", &code)
     }
 
-    fn row(&mut self, row: Value) -> Result<()> {
+    /// Any row; its numbers go to TensorBoard too.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    pub fn row(&mut self, row: Value) -> Result<()> {
         self.scalars(&row)?;
         self.file.write_all(format!("{row}\n").as_bytes()).map_err(|e| failed(&self.path, e))
     }

@@ -1,7 +1,10 @@
 //! Training: a loop that knows nothing of a model but its loss, and what it leaves on disk.
 
 mod answers;
+pub mod bootstrap;
 pub mod checkpoint;
+pub mod classify;
+pub mod classify_files;
 pub mod directory;
 mod evaluate;
 pub mod log;

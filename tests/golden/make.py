@@ -255,4 +255,24 @@ for name, kind, op, flags, sizes, extra, options in [
         extra["lengths"] = torch.tensor(extra["lengths"])
     inputs = {"x": torch.randn(4, 7, sizes[0])} | extra | parameters(kind, *sizes)
     save(name, op, flags, inputs, recurrent(kind, *sizes[1:], **options), also="h_n")
+
+
+def ffnn(activation):
+    def compute(x, **parameters):
+        layers = torch.nn.Sequential(torch.nn.Linear(*parameters["0.weight"].shape[::-1]), activation,
+                                     torch.nn.Linear(*parameters["2.weight"].shape[::-1]))
+        return {"out": torch.func.functional_call(layers, parameters, (x,))}
+    return compute
+
+
+# Both ways of computing it: fused, and with 33 outputs as two layers.
+for name, flags, activation, outputs in [
+    ("ffnn-tanh", "", torch.nn.Tanh(), 2), ("ffnn-relu", "--activation relu", torch.nn.ReLU(), 5),
+    ("ffnn-gelu", "--activation gelu-erf", torch.nn.GELU(), 33),
+    ("ffnn-gelu-tanh", "--activation gelu-tanh", torch.nn.GELU(approximate="tanh"), 1),
+]:
+    save(name, "ffnn", flags, {
+        "x": torch.randn(3, 7, 5), "0.weight": torch.randn(20, 5), "0.bias": torch.randn(20),
+        "2.weight": torch.randn(outputs, 20), "2.bias": torch.randn(outputs),
+    }, ffnn(activation))
 print(*sorted(p.name for p in HERE.glob("*.safetensors")), sep="\n")

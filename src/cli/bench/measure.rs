@@ -1,6 +1,7 @@
 //! Timing one variant at one length.
 
 use super::features::Features;
+use super::recurrence::{self, Recurrence};
 use super::{Direction, SOFTMAX};
 use crate::device::Device;
 use crate::error::Result;
@@ -38,14 +39,16 @@ pub struct Setting {
     pub causal: bool,
     /// What softmax attention has besides.
     pub features: Features,
+    /// The sizes of those that have no heads.
+    pub recurrence: Recurrence,
 }
 
 /// A variant recorded at one length.
 pub struct Recorded {
     /// The graph.
     pub graph: Graph,
-    /// q, k and v.
-    inputs: [Tensor; 3],
+    /// q, k and v, or what a recurrence takes, each with its standard deviation.
+    inputs: Vec<(Tensor, f64)>,
     /// What features take.
     extras: Vec<(Extra, Tensor)>,
     out: Tensor,
@@ -104,6 +107,10 @@ impl Setting {
     /// If the variant does not take these shapes.
     pub fn record(&self, entry: &Entry, length: usize) -> Result<Recorded> {
         let mut graph = Graph::new();
+        if recurrence::NAMES.contains(&entry.name) {
+            let (inputs, out) = self.recurrence.record(&mut graph, entry.name, self, length)?;
+            return Ok(Recorded { graph, inputs, extras: vec![], out });
+        }
         let kv_heads = self.features.kv_heads;
         let inputs = [("q", self.heads), ("k", kv_heads), ("v", kv_heads)].map(|(name, heads)| {
             let shape = [self.batch, heads, length, self.head_dim];
@@ -112,11 +119,12 @@ impl Setting {
                 _ => graph.variable(name, &shape),
             }
         });
+        let [q, k, v] = inputs;
+        let inputs = inputs.map(|t| (t, 1.0)).to_vec();
         if entry.name == SOFTMAX {
-            let (out, extras) = self.features.record(&mut graph, inputs, self.causal, length)?;
+            let (out, extras) = self.features.record(&mut graph, [q, k, v], self.causal, length)?;
             return Ok(Recorded { graph, inputs, extras, out });
         }
-        let [q, k, v] = inputs;
         let record = entry.attention.expect("bench takes attention variants only");
         let out = record(&mut graph, q, k, v, self.causal)?;
         Ok(Recorded { graph, inputs, extras: vec![], out })
@@ -147,8 +155,12 @@ impl Setting {
         // Planned first: where memory is short, that is an error before anything is filled.
         let plan = Plan::new(graph, self.device.clone(), &options)?;
         let elements = |t: Tensor| plan.graph().spec(t).numel();
-        for (stream, t) in inputs.into_iter().enumerate() {
-            plan.write(t, &normal(stream as u32, elements(t), self.dtype))?;
+        for (stream, (t, scale)) in inputs.into_iter().enumerate() {
+            let mut values = normal(stream as u32, elements(t), self.dtype);
+            if scale != 1.0 {
+                values.iter_mut().for_each(|x| *x = self.dtype.round(scale * *x));
+            }
+            plan.write(t, &values)?;
         }
         extras.into_iter().try_for_each(|extra| self.features.fill(&plan, extra, self, length))?;
         for root in roots {

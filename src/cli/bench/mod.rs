@@ -5,6 +5,7 @@ mod features;
 mod measure;
 mod peer;
 mod plot;
+mod recurrence;
 mod report;
 mod roofline;
 mod tasks;
@@ -20,6 +21,7 @@ use features::Features;
 use indicatif::{ProgressBar, ProgressStyle};
 use measure::{Flush, Measured, Rounds, Setting, median};
 use peer::{Peer, PeerRow, ROUNDS};
+use recurrence::Recurrence;
 use report::Results;
 use roofline::{Fractions, Peaks};
 use serde::Serialize;
@@ -56,17 +58,18 @@ impl Direction {
     }
 }
 
-/// Compare attention variants over lengths: time, memory, error
+/// Compare attention variants, and recurrences, over lengths: time, memory, error
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  attn bench\n  attn bench --lengths 1024,4096,16384 --causal --direction both \
                         --out results\n  attn bench --variants softmax-attention --lengths 1024,4096 --peer torch \
                         --python venv/bin/python\n  attn bench --variants softmax-attention --window 256 --kv-heads 2 --dropout 0.1 \
-                        --direction both\nThe last line is the answer in one sentence.")]
+                        --direction both\n  attn bench --variants softmax-attention,linear-attention,gru --lengths \
+                        256,1024,4096\nThe last line is the answer in one sentence.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Variants, by name [default: all]
+    /// Variants, by name: attention's, gru, rnn [default: attention's]
     #[arg(long, value_name = "LIST", value_delimiter = ',', num_args = 1)]
     variants: Vec<String>,
     /// Lengths [default: 32 to 8192, as far as a minute reaches; on the emulator 16 to 64]
@@ -112,6 +115,8 @@ pub struct Args {
     device: DeviceArgs,
     #[command(flatten)]
     features: features::Args,
+    #[command(flatten)]
+    recurrence: recurrence::Args,
 }
 
 /// What else can be compared.
@@ -134,12 +139,16 @@ struct Row {
     causal: bool,
     #[serde(flatten)]
     features: Features,
+    /// Of a recurrence.
+    #[serde(flatten)]
+    recurrence: Option<Recurrence>,
     median_ms: f64,
     min_ms: f64,
     tflops: f64,
     gbps: f64,
     peak_bytes: usize,
-    /// Against softmax attention on the same inputs; `None` for softmax attention itself.
+    /// Against softmax attention on the same inputs; `None` for softmax attention itself, and for what does not
+    /// approximate it.
     error: Option<f64>,
     /// On a GPU: what it reaches of the measured ceilings.
     #[serde(flatten)]
@@ -181,16 +190,26 @@ fn error(x: &[f64], reference: &[f64]) -> f64 {
     x.iter().zip(reference).map(|(x, r)| (x - r).abs() / largest).fold(0.0, worst)
 }
 
+/// Whether it is one of [`recurrence::NAMES`].
+fn is_recurrent(name: &str) -> bool {
+    recurrence::NAMES.contains(&name)
+}
+
 fn chosen(names: &[String]) -> Result<Vec<&'static Entry>> {
-    let known: Vec<&Entry> = OPS.iter().copied().filter(|e| e.attention.is_some()).collect();
+    let attention = |e: &&Entry| e.attention.is_some();
     if names.is_empty() {
-        return Ok(known);
+        return Ok(OPS.iter().copied().filter(attention).collect());
     }
+    let known: Vec<&Entry> = OPS.iter().copied().filter(|e| attention(e) || is_recurrent(e.name)).collect();
     let mut list: Vec<&Entry> = Vec::new();
     for name in names {
         let entry = known.iter().find(|e| e.name == name).ok_or_else(|| {
             let all: Vec<&str> = known.iter().map(|e| e.name).collect();
-            Error::argument(format!("--variants {name}"), "is no attention variant", format!("use {}", all.join(", ")))
+            Error::argument(
+                format!("--variants {name}"),
+                "is neither an attention variant nor a recurrence",
+                format!("use {}", all.join(", ")),
+            )
         })?;
         if !list.iter().any(|e| e.name == entry.name) {
             list.push(entry);
@@ -210,9 +229,14 @@ fn is_linear(setting: &Setting, entry: &Entry) -> bool {
 fn with_kernels(setting: &Setting, entries: Vec<&'static Entry>, args: &Args) -> Result<Vec<&'static Entry>> {
     let mut list = Vec::new();
     for entry in entries {
-        let checked = || match (setting.record(entry, 1)?.graph, args.tf32) {
-            (graph, true) => check_tf32(&graph, &*setting.device),
-            (graph, false) => graph.check(setting.device.precision()),
+        let checked = || {
+            let graph = setting.record(entry, 1)?.graph;
+            match args.tf32 {
+                true => check_tf32(&graph, &*setting.device)?,
+                false => graph.check(setting.device.precision())?,
+            }
+            graph.remarks(&*setting.device)?.iter().for_each(|remark| eprintln!("note: {remark}"));
+            Ok(())
         };
         match setting.features.check(entry.name).and_then(|()| checked()) {
             Ok(()) => list.push(entry),
@@ -272,7 +296,9 @@ pub fn main(args: Args) -> Result<Status> {
     });
 
     let (dtype, direction, causal) = (args.dtype, args.direction, args.causal);
-    let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal, features };
+    let recurrent = entries.iter().any(|e| is_recurrent(e.name));
+    let recurrence = Recurrence::new(&args.recurrence, heads * head_dim, recurrent, causal)?;
+    let setting = Setting { device, dtype, direction, batch, heads, head_dim, causal, features, recurrence };
     entries = with_kernels(&setting, entries, &args)?;
     let linear: Vec<&str> = entries.iter().filter(|e| is_linear(&setting, e)).map(|e| e.name).collect();
     let is_linear = |name: &str| linear.contains(&name);
@@ -299,7 +325,8 @@ pub fn main(args: Args) -> Result<Status> {
     let Bench { rows, peers, peaks, .. } = bench;
     if !rows.is_empty() {
         let (exponents, crossovers) = (analysis::exponents(&rows), analysis::crossovers(&rows, &is_linear));
-        let titles = (format!("Attention {} on {place}", plot::verb(direction)), subtitle(&setting));
+        let title = format!("{} {} on {place}", subject(&entries), plot::verb(direction));
+        let titles = (title, subtitle(&setting, &entries));
         let drawing = plot::chart(titles, &rows, &exponents, &crossovers, &is_linear).draw();
         files.pictures.iter().try_for_each(|picture| picture.write(&drawing))?;
         let peers = peers.as_deref().unwrap_or_default();
@@ -318,13 +345,29 @@ pub fn main(args: Args) -> Result<Status> {
     Ok(Status::Done)
 }
 
-fn subtitle(s: &Setting) -> String {
+/// What the figure is about.
+fn subject(entries: &[&Entry]) -> &'static str {
+    match [false, true].map(|recurrent| entries.iter().any(|e| is_recurrent(e.name) == recurrent)) {
+        [true, true] => "Attention and recurrences,",
+        [false, true] => "Recurrences",
+        _ => "Attention",
+    }
+}
+
+fn subtitle(s: &Setting, entries: &[&Entry]) -> String {
     let mask = if s.causal { "causal" } else { "no mask" };
     let dtype = s.dtype();
     let features = s.features.summary(s.heads);
     let features = if features.is_empty() { features } else { format!(" · {features}") };
     let (batch, heads, dim) = (s.batch, s.heads, s.head_dim);
-    format!("batch {batch} · {heads} heads of size {dim} · {mask}{features} · {dtype} · median of repeated runs")
+    let mut parts = vec![format!("batch {batch}")];
+    if entries.iter().any(|e| !is_recurrent(e.name)) {
+        parts.push(format!("{heads} heads of size {dim} · {mask}{features}"));
+    }
+    if entries.iter().any(|e| is_recurrent(e.name)) {
+        parts.push(s.recurrence.summary());
+    }
+    format!("{} · {dtype} · median of repeated runs", parts.join(" · "))
 }
 
 struct Bench<'a> {
@@ -370,7 +413,7 @@ impl Bench<'_> {
                     return Ok(());
                 };
                 let compared = match (&reference, softmax) {
-                    _ if entry.name == SOFTMAX => None,
+                    _ if entry.name == SOFTMAX || is_recurrent(entry.name) => None,
                     (Some(r), _) => Some(error(&measured.out, r)),
                     (None, Some(softmax)) => {
                         let r = reference.insert(self.setting.output(softmax, length)?);
@@ -436,6 +479,7 @@ impl Bench<'_> {
             head_dim: s.head_dim,
             causal: s.causal,
             features: s.features.clone(),
+            recurrence: is_recurrent(variant).then_some(s.recurrence),
             median_ms,
             min_ms: m.samples[0],
             tflops,

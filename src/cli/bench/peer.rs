@@ -3,6 +3,7 @@
 
 use super::features::Features;
 use super::measure::{Setting, median};
+use super::recurrence::Recurrence;
 use crate::device::Precision;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -54,6 +55,9 @@ pub struct PeerRow {
     /// As in our row.
     #[serde(flatten)]
     pub features: Features,
+    /// As in our row.
+    #[serde(flatten)]
+    pub recurrence: Option<Recurrence>,
     /// `None` where it was refused, as in the four below.
     pub median_ms: Option<f64>,
     /// The fastest run.
@@ -155,7 +159,7 @@ impl Peer {
             "device": device, "threads": threads, "dtype": setting.dtype.name(),
             "tf32": setting.device.precision() == Precision::Tf32, "batch": setting.batch,
             "heads": setting.heads, "head_dim": setting.head_dim, "causal": setting.causal,
-            "direction": setting.direction.name(), "features": setting.features,
+            "direction": setting.direction.name(), "features": setting.features, "recurrence": setting.recurrence,
         }))?;
         match hello {
             Hello::Here { version, backends } => (peer.version, peer.backends) = (version, backends),
@@ -264,6 +268,7 @@ impl Peer {
             head_dim: s.head_dim,
             causal: s.causal,
             features: s.features.clone(),
+            recurrence: super::is_recurrent(variant).then_some(s.recurrence),
             median_ms,
             min_ms: timed.then(|| one.samples[0]),
             tflops: median_ms.map(|ms| work.0 / ms / 1e9),

@@ -50,7 +50,7 @@ pub fn write_csv(to: &Target, rows: &[Row]) -> Result<()> {
             write!(w, "{variant},{direction},{device},{dtype},{batch},{heads},{length},{head_dim},{causal},")?;
             let Row { median_ms, min_ms, tflops, gbps, peak_bytes, error, features, .. } = r;
             let error = error.map(|e| e.to_string()).unwrap_or_default();
-            let features = features.summary(*heads);
+            let features = r.recurrence.map_or_else(|| features.summary(*heads), |sizes| sizes.summary());
             writeln!(w, "{median_ms},{min_ms},{tflops},{gbps},{peak_bytes},{error},{features}")?;
         }
         Ok(())

@@ -30,6 +30,11 @@ fn activate_by_definition<R: Real>(activation: Activation, y: &mut [R], slope: &
                 *y = if z < R::ZERO { R::ZERO } else { z };
                 continue;
             }
+            Activation::Tanh => {
+                *y = z.tanh();
+                *slope = R::ONE - *y * *y;
+                continue;
+            }
         };
         *slope = below + z * density;
         *y = z * below;
@@ -107,8 +112,24 @@ fn relu<R: Real>(y: &mut [R], slope: &mut [R]) {
     });
 }
 
+fn tanh<R: Real>(y: &mut [R], slope: &mut [R]) {
+    R::tanh_in_place(y);
+    wide::<R, _>(|| slope.iter_mut().zip(&*y).for_each(|(slope, &y)| *slope = R::ONE - y * y));
+}
+
+/// y ← g(y), slope ← g′(y) before.
+pub(crate) fn activate<R: Real>(mode: Mode, activation: Activation, y: &mut [R], slope: &mut [R]) {
+    match activation {
+        _ if mode == Mode::Definition => activate_by_definition(activation, y, slope),
+        Activation::GeluTanh => vectorise(GeluTanh { y, slope }),
+        Activation::GeluErf => gelu_erf(y, slope),
+        Activation::Relu => relu(y, slope),
+        Activation::Tanh => tanh(y, slope),
+    }
+}
+
 /// C ← A·B + β·C by the mode's means.
-fn product<R: Real>(
+pub(crate) fn product<R: Real>(
     (mode, threads): (Mode, Threads),
     (m, n, k): (usize, usize, usize),
     a: Matrix<R>,
@@ -178,14 +199,8 @@ impl<R: Real> CpuOp<R> for Linear {
             if self.bias {
                 wide::<R, _>(|| y.chunks_exact_mut(s.outputs).for_each(|y| add_to(y, bias, true)));
             }
-            match (self.activation, slope) {
-                (Some(activation), Some(slope)) if mode == Mode::Definition => {
-                    activate_by_definition(activation, y, slope)
-                }
-                (Some(Activation::GeluTanh), Some(slope)) => vectorise(GeluTanh { y, slope }),
-                (Some(Activation::GeluErf), Some(slope)) => gelu_erf(y, slope),
-                (Some(Activation::Relu), Some(slope)) => relu(y, slope),
-                _ => (),
+            if let (Some(activation), Some(slope)) = (self.activation, slope) {
+                activate(mode, activation, y, slope);
             }
         });
     }

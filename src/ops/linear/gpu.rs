@@ -28,14 +28,20 @@ pub(super) fn partials(rows: usize) -> usize {
     rows.div_ceil(CHUNK).min(PARTIALS)
 }
 
+/// ACTIVATION of `kernels/activation.cuh`.
+pub(crate) fn activation_define(activation: Option<Activation>) -> i32 {
+    match activation {
+        None => 0,
+        Some(Activation::GeluTanh) => 1,
+        Some(Activation::GeluErf) => 2,
+        Some(Activation::Relu) => 3,
+        Some(Activation::Tanh) => 4,
+    }
+}
+
 impl Linear {
     fn module(&self, gpu: &Gpu) -> Module {
-        let activation = match self.activation {
-            None => 0,
-            Some(Activation::GeluTanh) => 1,
-            Some(Activation::GeluErf) => 2,
-            Some(Activation::Relu) => 3,
-        };
+        let activation = activation_define(self.activation);
         gpu.module(&SOURCE).define("BIAS", self.bias as i32).define("ACTIVATION", activation)
     }
 }

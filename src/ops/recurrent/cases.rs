@@ -1,6 +1,6 @@
 //! What `attn validate` runs: awkward lengths and widths, ragged batches, every cell.
 
-use super::{Cell, Direction, Layers, Recurrence};
+use super::{Cell, Kernel, Recurrence, Stack};
 use crate::case::{Case, CaseGraph};
 use crate::error::Result;
 use crate::graph::Tensor;
@@ -16,13 +16,13 @@ struct Shape {
     bias: bool,
     initial: bool,
     lengths: Option<Vec<i32>>,
-    stepwise: bool,
+    kernel: Option<Kernel>,
 }
 
 impl Shape {
     fn of(cell: Cell, batch: usize, length: usize, hidden: usize) -> Shape {
         let (directions, bias) = (1, true);
-        Shape { cell, batch, length, hidden, directions, bias, initial: false, lengths: None, stepwise: false }
+        Shape { cell, batch, length, hidden, directions, bias, initial: false, lengths: None, kernel: None }
     }
     fn both_ways(self) -> Shape {
         Shape { directions: 2, ..self }
@@ -36,8 +36,8 @@ impl Shape {
     fn ragged(self, lengths: &[i32]) -> Shape {
         Shape { lengths: Some(lengths.to_vec()), ..self }
     }
-    fn stepwise(self) -> Shape {
-        Shape { stepwise: true, ..self }
+    fn by(self, kernel: Kernel) -> Shape {
+        Shape { kernel: Some(kernel), ..self }
     }
 
     fn case(self) -> Case {
@@ -47,14 +47,14 @@ impl Shape {
             (!self.bias, "no bias".to_string()),
             (self.initial, "h_0".to_string()),
             (self.lengths.is_some(), format!("lengths {:?}", self.lengths.as_deref().unwrap_or_default())),
-            (self.stepwise, "a launch a step".to_string()),
+            (self.kernel.is_some(), self.kernel.map(|kernel| format!("{kernel:?}")).unwrap_or_default()),
         ];
         marks.into_iter().filter(|(shown, _)| *shown).for_each(|(_, mark)| name += &format!(", {mark}"));
         Case::new(name, move |g| self.record(g))
     }
 
     fn record(&self, g: &mut CaseGraph) -> Result<Vec<Tensor>> {
-        let Shape { cell, batch, length, hidden, directions, bias, initial, stepwise, .. } = *self;
+        let Shape { cell, batch, length, hidden, directions, bias, initial, kernel, .. } = *self;
         let columns = cell.gates() * hidden;
         let mut inputs = Vec::new();
         for d in 0..directions {
@@ -72,28 +72,19 @@ impl Shape {
             inputs.push(g.ints("lengths", &[batch], 0..length as i64 + 1, lengths.clone()));
         }
         let lengths = self.lengths.is_some();
-        g.record(Recurrence { cell, directions, bias, initial, lengths, stepwise }, &inputs)
+        g.record(Recurrence { cell, directions, bias, initial, lengths, kernel }, &inputs)
     }
 }
 
 /// Two layers with their products, on parameters, in both directions.
 fn layered(cell: Cell) -> Case {
     Case::new(format!("{cell:?}, two layers of parameters, both ways"), move |g| {
-        let (width, hidden, columns) = (5, 9, cell.gates() * 9);
-        let mut layers = Vec::new();
-        for k in 0..2 {
-            let inputs = if k == 0 { width } else { 2 * hidden };
-            let mut direction = |suffix: &str| Direction {
-                weight_ih: g.weight(&format!("weight_ih_l{k}{suffix}"), &[columns, inputs], 0.3),
-                weight_hh: g.weight(&format!("weight_hh_l{k}{suffix}"), &[columns, hidden], 0.3),
-                biases: Some(["ih", "hh"].map(|n| g.weight(&format!("bias_{n}_l{k}{suffix}"), &[columns], 0.3))),
-            };
-            layers.push(vec![direction(""), direction("_reverse")]);
-        }
-        let x = g.normal("x", &[3, 7, width]);
-        let h_0 = g.normal("h_0", &[4, 3, hidden]);
+        let stack = Stack { cell, inputs: 5, hidden: 9, layers: 2, directions: 2, bias: true };
+        let layers = stack.layers(|name, shape| Ok(g.weight(name, shape, 0.3)))?;
+        let x = g.normal("x", &[3, 7, 5]);
+        let h_0 = g.normal("h_0", &[4, 3, 9]);
         let lengths = g.ints("lengths", &[3], 0..8, vec![4, 7, 1]);
-        let (out, h_n) = Layers { cell, layers, dropout: None }.record(g, x, Some(h_0), Some(lengths))?;
+        let (out, h_n) = layers.record(g, x, Some(h_0), Some(lengths))?;
         Ok(vec![out, h_n])
     })
 }
@@ -106,7 +97,15 @@ pub(super) fn gru() -> Vec<Case> {
         shape(1, 37, 16).without_bias().case(),
         shape(3, 2, 37).both_ways().case().in_every_order(),
         shape(8, 5, 16).both_ways().with_a_state().ragged(&[5, 0, 1, 3, 5, 2, 4, 1]).case().in_every_order(),
-        shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).stepwise().case().in_every_order(),
+        shape(3, 5, 20).both_ways().with_a_state().ragged(&[0, 5, 1]).by(Kernel::Stepwise).case().in_every_order(),
+        // In 16 bits too, as on sm_75.
+        shape(8, 4, 20)
+            .both_ways()
+            .with_a_state()
+            .ragged(&[4, 0, 1, 3, 4, 2, 4, 1])
+            .by(Kernel::OnChip)
+            .case()
+            .in_every_order(),
         // Three teams of each direction.
         shape(19, 3, 37).both_ways().ragged(&[3; 19]).case(),
         shape(8, 37, 64).both_ways().with_a_state().without_bias().case().large(),
@@ -125,7 +124,7 @@ pub(super) fn rnn() -> Vec<Case> {
         shape(Cell::Relu, 3, 5, 20).without_bias().case(),
         shape(Cell::Identity, 1, 37, 1).with_a_state().case(),
         shape(Cell::Identity, 9, 3, 16).both_ways().ragged(&[3, 2, 1, 0, 3, 2, 1, 3, 2]).case(),
-        shape(Cell::Tanh, 2, 4, 20).both_ways().with_a_state().stepwise().case(),
+        shape(Cell::Tanh, 2, 4, 20).both_ways().with_a_state().by(Kernel::Stepwise).case(),
         layered(Cell::Tanh),
     ]
 }

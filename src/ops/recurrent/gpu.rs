@@ -1,17 +1,17 @@
 //! The launches of a recurrence.
 //!
 //! Where W_hh fits on chip, divided among the blocks of a team (`kernels/recurrent.cu`), one cooperative launch takes as many
-//! teams as can run at once through all steps. Where it does not, or where asked ([`super::Recurrence::stepwise`]), a launch
-//! is one step of all teams, and weights are read from memory.
+//! teams as can run at once through all steps: in 16 bits on tensor cores (`kernels/recurrent_mma.cu`) where there are any,
+//! otherwise in f32 arithmetic. Where it does not fit, or where asked ([`Recurrence::kernel`]), a launch is one step
+//! of all teams, and weights are read from memory; [`crate::Graph::remarks`] says so.
 
-use super::{Cell, Recurrence, Sizes};
+use super::{Cell, Kernel, Recurrence, Sizes};
 use crate::error::Result;
 use crate::gpu::{Argument, Gpu, Launch, Matmul, Module, Source};
 use crate::op::*;
 use crate::ops::linear;
 use crate::precision::Precision;
 use bytemuck::{Pod, Zeroable};
-use std::sync::Once;
 
 // SAFETY: units, sequences and steps are compared with the sizes that the launch code takes from the places; the blocks of
 // a team all run at once, or a launch is one step.
@@ -23,13 +23,53 @@ const SOURCE: Source = unsafe {
     )
 };
 
+// SAFETY: as above.
+const ON_TENSOR_CORES: Source = unsafe {
+    Source::new(
+        "recurrent_mma",
+        include_str!("../../../kernels/recurrent_mma.cu"),
+        &["recurrent_mma_forward", "recurrent_mma_backward"],
+    )
+};
+
 /// Sequences of a team; mirrors the kernel's ROWS.
 const ROWS: usize = 8;
 /// Hidden units of a block, at least: one for each warp. More where fewer blocks must do.
 const UNITS: usize = 8;
 
-/// That weights do not fit is said once.
-static SAID: Once = Once::new();
+/// Hidden units of a block on tensor cores, and sums of a warp for each matrix of them; mirror that kernel's UNITS and
+/// ROWS·SUMS.
+const TILE_UNITS: usize = 16;
+const TILE_SUMS: usize = ROWS * (TILE_UNITS + 4);
+const WARPS: usize = 8;
+
+/// The two passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Pass {
+    /// Of W_hh, what a block holds for each hidden unit: so many rows of so many columns.
+    fn weights(self, s: &Sizes) -> (usize, usize) {
+        match self {
+            Pass::Forward => (s.columns / s.hidden, s.hidden),
+            Pass::Backward => (1, s.columns),
+        }
+    }
+
+    fn entry(self, kernel: Kernel) -> &'static str {
+        match (self, kernel) {
+            (Pass::Forward, Kernel::TensorCores) => "recurrent_mma_forward",
+            (Pass::Backward, Kernel::TensorCores) => "recurrent_mma_backward",
+            (Pass::Forward, Kernel::OnChip) => "recurrent_forward",
+            (Pass::Backward, Kernel::OnChip) => "recurrent_backward",
+            (Pass::Forward, Kernel::Stepwise) => "recurrent_forward_step",
+            (Pass::Backward, Kernel::Stepwise) => "recurrent_backward_step",
+        }
+    }
+}
 
 fn teams(s: &Sizes) -> usize {
     s.directions * s.batch.div_ceil(ROWS)
@@ -93,24 +133,25 @@ fn pitch(n: usize) -> usize {
 /// How a pass is divided among blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Division {
+    kernel: Kernel,
     units: usize,
     /// Blocks of a team.
     slices: usize,
     /// Bytes of shared memory a block.
     shared: u32,
-    /// Teams that run at once; `None`: a launch is one step, and weights stay in memory.
-    at_once: Option<usize>,
+    /// Teams of a launch.
+    at_once: usize,
 }
 
 impl Recurrence {
-    fn module(&self, gpu: &Gpu) -> Module {
+    fn module(&self, gpu: &Gpu, kernel: Kernel) -> Module {
         let cell = match self.cell {
             Cell::Gru => 0,
             Cell::Tanh => 1,
             Cell::Relu => 2,
             Cell::Identity => 3,
         };
-        gpu.module(&SOURCE).define("CELL", cell)
+        gpu.module(if kernel == Kernel::TensorCores { &ON_TENSOR_CORES } else { &SOURCE }).define("CELL", cell)
     }
 
     fn inputs(&self, s: &Sizes, inputs: &[Place]) -> Inputs {
@@ -133,44 +174,56 @@ impl Recurrence {
         }
     }
 
-    /// The fewest units a block with which a team's blocks can all run at once. A block holds, of W_hh, `rows` rows of
-    /// `columns` for each unit, and a tile of as many columns.
-    fn division(&self, gpu: &Gpu, s: &Sizes, entry: &str, (rows, columns): (usize, usize)) -> Result<Division> {
-        let stepwise = Division { units: UNITS, slices: s.hidden.div_ceil(UNITS), shared: 0, at_once: None };
-        if self.stepwise {
+    /// The division with so many units a block, if a team's blocks can then all run at once.
+    fn division_of(&self, gpu: &Gpu, s: &Sizes, pass: Pass, kernel: Kernel, units: usize) -> Result<Option<Division>> {
+        let (rows, columns) = pass.weights(s);
+        let slices = s.hidden.div_ceil(units);
+        let shared = match kernel {
+            Kernel::TensorCores => 2 * (ROWS + rows * units) * (padded(columns) + 8) + 4 * WARPS * rows * TILE_SUMS,
+            _ => 4 * ROWS * pitch(columns) + rows * units * padded(columns) * gpu.storage().bytes(),
+        };
+        if shared > gpu.properties().shared_per_block as usize {
+            return Ok(None);
+        }
+        let shared = shared as u32;
+        let block = Launch { grid: [1, 1, 1], block: [256, 1, 1], shared };
+        let at_once = gpu.cooperative_blocks(&self.module(gpu, kernel), pass.entry(kernel), block)? as usize / slices;
+        Ok((at_once > 0).then_some(Division { kernel, units, slices, shared, at_once }))
+    }
+
+    /// How a pass is divided: on tensor cores, or with the fewest units a block with which it fits on chip, or in steps.
+    fn division(&self, gpu: &Gpu, s: &Sizes, pass: Pass) -> Result<Division> {
+        let slices = s.hidden.div_ceil(UNITS);
+        let stepwise = Division { kernel: Kernel::Stepwise, units: UNITS, slices, shared: 0, at_once: teams(s) };
+        if self.kernel == Some(Kernel::Stepwise) {
             return Ok(stepwise);
         }
+        if self.kernel != Some(Kernel::OnChip)
+            && gpu.storage() != Precision::F32
+            && gpu.properties().sm >= 80
+            && let Some(division) = self.division_of(gpu, s, pass, Kernel::TensorCores, TILE_UNITS)?
+        {
+            return Ok(division);
+        }
         for units in (0..).map(|doubled| UNITS << doubled) {
-            let slices = s.hidden.div_ceil(units);
-            let shared = 4 * ROWS * pitch(columns) + rows * units * padded(columns) * gpu.storage().bytes();
-            if shared > gpu.properties().shared_per_block as usize {
-                break;
+            if let Some(division) = self.division_of(gpu, s, pass, Kernel::OnChip, units)? {
+                return Ok(division);
             }
-            let shared = shared as u32;
-            let block = Launch { grid: [1, 1, 1], block: [256, 1, 1], shared };
-            let at_once = gpu.cooperative_blocks(&self.module(gpu), entry, block)? as usize / slices;
-            if at_once > 0 {
-                return Ok(Division { units, slices, shared, at_once: Some(at_once) });
-            }
-            if slices == 1 {
+            if units >= s.hidden {
                 break;
             }
         }
-        SAID.call_once(|| {
-            let (name, hidden, device) = (self.name(), s.hidden, &gpu.properties().name);
-            eprintln!("note: {name}: the recurrent weights of {hidden} units do not fit on chip of {device}: each step reads them anew");
-        });
         Ok(stepwise)
     }
 
-    /// Runs a pass of `turns` turns. `launch` does it: division, inputs, whether cooperative, grid, first and last turn.
+    /// Runs a pass of `turns` turns. `launch` does it: inputs, grid, first turn and the one behind the last.
     fn run(
         &self,
         s: &Sizes,
         inputs: Inputs,
         division: Division,
         turns: usize,
-        launch: &dyn Fn(Inputs, bool, Launch, i32, i32) -> Result<()>,
+        launch: &dyn Fn(Inputs, Launch, i32, i32) -> Result<()>,
     ) -> Result<()> {
         let inputs = Inputs { units: division.units as i32, ..inputs };
         let shape = |teams: usize| Launch {
@@ -179,13 +232,21 @@ impl Recurrence {
             shared: division.shared,
         };
         let all = teams(s);
-        let Some(at_once) = division.at_once else {
-            return (0..turns as i32).try_for_each(|turn| launch(inputs, false, shape(all), turn, turn + 1));
-        };
-        (0..all).step_by(at_once).try_for_each(|first| {
+        if division.kernel == Kernel::Stepwise {
+            return (0..turns as i32).try_for_each(|turn| launch(inputs, shape(all), turn, turn + 1));
+        }
+        (0..all).step_by(division.at_once).try_for_each(|first| {
             let inputs = Inputs { first_team: first as i32, ..inputs };
-            launch(inputs, true, shape(at_once.min(all - first)), 0, turns as i32)
+            launch(inputs, shape(division.at_once.min(all - first)), 0, turns as i32)
         })
+    }
+
+    fn launch(&self, gpu: &Gpu, pass: Pass, kernel: Kernel, shape: Launch, arguments: &[&dyn Argument]) -> Result<()> {
+        let (module, entry) = (self.module(gpu, kernel), pass.entry(kernel));
+        match kernel {
+            Kernel::Stepwise => gpu.launch(&module, entry, shape, arguments),
+            _ => gpu.launch_cooperative(&module, entry, shape, arguments),
+        }
     }
 
     fn launch_forward(&self, gpu: &Gpu, io: &ForwardGpu) -> Result<()> {
@@ -198,17 +259,13 @@ impl Recurrence {
         let (state, arrived) = (io.scratch.address, io.scratch.address + 4 * states as u64);
         gpu.zero(&counters(arrived, teams(&s)))?;
         let saved = io.saved.first().map_or(0, |p| p.address);
-        let module = self.module(gpu);
-        let division = self.division(gpu, &s, "recurrent_forward", (self.cell.gates(), s.hidden))?;
+        let division = self.division(gpu, &s, Pass::Forward)?;
         // One even where there are no steps: it writes h_n.
         let turns = s.length.max(1);
-        self.run(&s, self.inputs(&s, &io.inputs), division, turns, &|inputs, cooperative, launch, first, end| {
+        self.run(&s, self.inputs(&s, &io.inputs), division, turns, &|inputs, launch, first, end| {
             let arguments: [&dyn Argument; 8] =
                 [&inputs, &out.address, &last.address, &saved, &state, &arrived, &first, &end];
-            match cooperative {
-                true => gpu.launch_cooperative(&module, "recurrent_forward", launch, &arguments),
-                false => gpu.launch(&module, "recurrent_forward_step", launch, &arguments),
-            }
+            self.launch(gpu, Pass::Forward, division.kernel, launch, &arguments)
         })
     }
 
@@ -245,21 +302,12 @@ impl Recurrence {
             accumulate_initial: initial.is_some_and(|d| d.accumulate) as i32,
             unused: 0,
         };
-        let module = self.module(gpu);
-        let division = self.division(gpu, &s, "recurrent_backward", (1, s.columns))?;
-        self.run(
-            &s,
-            self.inputs(&s, &io.inputs),
-            division,
-            s.length + 1,
-            &|inputs, cooperative, launch, first, end| {
-                let arguments: [&dyn Argument; 5] = [&inputs, &gradients, &arrived, &first, &end];
-                match cooperative {
-                    true => gpu.launch_cooperative(&module, "recurrent_backward", launch, &arguments),
-                    false => gpu.launch(&module, "recurrent_backward_step", launch, &arguments),
-                }
-            },
-        )?;
+        let division = self.division(gpu, &s, Pass::Backward)?;
+        let turns = s.length + 1;
+        self.run(&s, self.inputs(&s, &io.inputs), division, turns, &|inputs, launch, first, end| {
+            let arguments: [&dyn Argument; 5] = [&inputs, &gradients, &arrived, &first, &end];
+            self.launch(gpu, Pass::Backward, division.kernel, launch, &arguments)
+        })?;
         let rows = s.batch * s.length;
         for d in 0..s.directions {
             let (products, before) =
@@ -310,6 +358,19 @@ impl GpuOp for Recurrence {
     fn backward_gpu(&self, gpu: &Gpu, io: &BackwardGpu) -> Result<()> {
         self.launch_backward(gpu, io)
     }
+
+    fn remark(&self, gpu: &Gpu, inputs: &[&Spec]) -> Result<Option<String>> {
+        let s = self.sizes(&inputs[0].shape, &inputs[1].shape);
+        for pass in [Pass::Forward, Pass::Backward] {
+            if self.kernel.is_none() && self.division(gpu, &s, pass)?.kernel == Kernel::Stepwise {
+                let (name, hidden, device) = (self.name(), s.hidden, &gpu.properties().name);
+                return Ok(Some(format!(
+                    "{name}: the recurrent weights of {hidden} units do not fit on chip of {device}: each step reads them anew"
+                )));
+            }
+        }
+        Ok(None)
+    }
 }
 
 #[cfg(test)]
@@ -324,27 +385,46 @@ mod tests {
         let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
         let gpu = Gpu::storing(precision, "recorder", recorder);
         let op =
-            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, stepwise: false };
+            Recurrence { cell: Cell::Gru, directions: 2, bias: true, initial: false, lengths: false, kernel: None };
         let s = Sizes { batch: 8, length: 5, hidden, columns: 3 * hidden, directions: 2 };
-        [("recurrent_forward", (3, hidden)), ("recurrent_backward", (1, 3 * hidden))]
-            .map(|(entry, rows)| op.division(&gpu, &s, entry, rows).unwrap())
+        [Pass::Forward, Pass::Backward].map(|pass| op.division(&gpu, &s, pass).unwrap())
     }
 
     #[test]
     fn a_hidden_width_of_256_stays_on_chip_everywhere() {
         for (arch, precision) in Arch::ALL.into_iter().flat_map(|a| Precision::STORED.iter().map(move |&p| (a, p))) {
+            let tensor_cores = precision != Precision::F32 && arch.sm >= 80;
+            let expected = if tensor_cores { Kernel::TensorCores } else { Kernel::OnChip };
             for division in divisions(arch, precision, 256) {
                 // One direction of it at least: a T4 has 40 multiprocessors.
-                assert!(division.at_once.is_some() && division.slices <= 40, "{arch} {precision}: {division:?}");
+                assert!(division.kernel == expected && division.slices <= 40, "{arch} {precision}: {division:?}");
             }
-            assert_eq!(divisions(arch, precision, 8192).map(|d| d.at_once), [None; 2], "{arch} {precision}");
+            assert_eq!(divisions(arch, precision, 8192).map(|d| d.kernel), [Kernel::Stepwise; 2], "{arch} {precision}");
         }
     }
 
     #[test]
     fn fewer_blocks_take_more_units() {
-        // 132 multiprocessors cannot hold 2048 / 8 blocks; with 16 units a block they hold one team.
-        let forward = divisions(Arch::from_capability(9, 0), Precision::Bf16, 1100)[0];
-        assert_eq!((forward.units, forward.slices, forward.at_once), (16, 69, Some(1)));
+        // 132 multiprocessors cannot hold 1100 / 8 blocks; with 16 units a block they hold one team.
+        let forward = divisions(Arch::from_capability(9, 0), Precision::F32, 1100)[0];
+        assert_eq!((forward.units, forward.slices, forward.at_once), (16, 69, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_remarked_upon() {
+        let arch = Arch::from_capability(9, 0);
+        let recorder = Arc::new(Recorder::new(arch.sm, arch.shared_per_block()));
+        let device: Arc<dyn crate::Device> = Arc::new(Gpu::storing(Precision::Bf16, "recorder", recorder));
+        let remarks = |hidden: usize| {
+            let mut g = crate::Graph::new();
+            let x = g.input("x", &[1, 1, 3 * hidden]);
+            let weight = g.input("weight_hh", &[3 * hidden, hidden]);
+            let (cell, directions) = (Cell::Gru, 1);
+            let op = Recurrence { cell, directions, bias: false, initial: false, lengths: false, kernel: None };
+            g.record(op, &[x, weight]).unwrap();
+            g.remarks(&*device).unwrap()
+        };
+        assert!(remarks(256).is_empty());
+        assert!(remarks(4096).first().unwrap().contains("4096 units do not fit on chip"));
     }
 }

@@ -23,6 +23,53 @@ pub struct Direction {
 /// A layer: forwards, and where there are two, backwards in time.
 pub type Layer = Vec<Direction>;
 
+/// The sizes of nn.GRU or nn.RNN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stack {
+    /// What happens in a step.
+    pub cell: Cell,
+    /// I: the width of what the lowest layer takes.
+    pub inputs: usize,
+    /// H: hidden units of a direction.
+    pub hidden: usize,
+    /// One above the other.
+    pub layers: usize,
+    /// 1, or 2: forwards, and backwards in time.
+    pub directions: usize,
+    /// Whether there are b_ih and b_hh.
+    pub bias: bool,
+}
+
+impl Stack {
+    /// The layers, without dropout. `parameter` records each parameter, in nn.GRU's order and by its name: `weight_ih_l0`
+    /// (G·H,I), `weight_hh_l0` (G·H,H), `bias_ih_l0` and `bias_hh_l0` (G·H), with `_reverse` those of the second direction,
+    /// then those of `l1`, whose inputs are directions·H wide.
+    ///
+    /// # Errors
+    /// Those of `parameter`.
+    pub fn layers(&self, mut parameter: impl FnMut(&str, &[usize]) -> Result<Tensor>) -> Result<Layers> {
+        let columns = self.cell.gates() * self.hidden;
+        let mut direction = |k: usize, suffix: &str| -> Result<Direction> {
+            let inputs = if k == 0 { self.inputs } else { self.directions * self.hidden };
+            let mut parameter = |name: &str, shape: &[usize]| parameter(&format!("{name}_l{k}{suffix}"), shape);
+            Ok(Direction {
+                weight_ih: parameter("weight_ih", &[columns, inputs])?,
+                weight_hh: parameter("weight_hh", &[columns, self.hidden])?,
+                biases: match self.bias {
+                    true => Some([parameter("bias_ih", &[columns])?, parameter("bias_hh", &[columns])?]),
+                    false => None,
+                },
+            })
+        };
+        let layers = (0..self.layers).map(|k| {
+            let suffixes = ["", "_reverse"].into_iter().take(self.directions);
+            suffixes.map(|suffix| direction(k, suffix)).collect()
+        });
+        let layers = layers.collect::<Result<Vec<Layer>>>()?;
+        Ok(Layers { cell: self.cell, layers, dropout: None })
+    }
+}
+
 /// Layers of a recurrence; each takes what the one below gives, (B,T,directions·H).
 #[derive(Debug, Clone)]
 pub struct Layers {
@@ -71,7 +118,7 @@ impl Layers {
                 bias: layer.iter().any(|d| d.biases.is_some()),
                 initial: h_0.is_some(),
                 lengths: lengths.is_some(),
-                stepwise: false,
+                kernel: None,
             };
             let [out, h_n] = g.record(op, &inputs)?[..] else { unreachable!("two outputs") };
             below = out;
@@ -155,39 +202,26 @@ fn record(run: &mut RunGraph, cell: Cell) -> Result<Vec<Tensor>> {
             return Err(Error::argument("weight_hh_l0", "is missing from the input", remedy));
         }
     };
-    let columns = cell.gates() * hidden;
-    let suffixes: &[&str] = match ["weight_ih", "weight_hh"].iter().any(|n| run.has(&format!("{n}_l0_reverse"))) {
-        true => &["", "_reverse"],
-        false => &[""],
+    let reverse = ["weight_ih", "weight_hh"].iter().any(|n| run.has(&format!("{n}_l0_reverse")));
+    let layers = (0..).take_while(|k| ["ih", "hh"].iter().any(|n| run.has(&format!("weight_{n}_l{k}")))).count();
+    let stack = Stack {
+        cell,
+        inputs: width,
+        hidden,
+        layers,
+        directions: 1 + reverse as usize,
+        bias: ["bias_ih_l0", "bias_hh_l0"].iter().any(|n| run.has(n)),
     };
-    let bias = ["bias_ih_l0", "bias_hh_l0"].iter().any(|n| run.has(n));
-    let count = (0..).take_while(|k| ["ih", "hh"].iter().any(|n| run.has(&format!("weight_{n}_l{k}")))).count();
-    let mut layers = Vec::new();
-    for k in 0..count {
-        let inputs = if k == 0 { width } else { suffixes.len() * hidden };
-        let mut layer = Layer::new();
-        for suffix in suffixes {
-            let mut parameter = |name: &str, shape: &[usize]| parameter(run, format!("{name}_l{k}{suffix}"), shape);
-            layer.push(Direction {
-                weight_ih: parameter("weight_ih", &[columns, inputs])?,
-                weight_hh: parameter("weight_hh", &[columns, hidden])?,
-                biases: match bias {
-                    true => Some([parameter("bias_ih", &[columns])?, parameter("bias_hh", &[columns])?]),
-                    false => None,
-                },
-            });
-        }
-        layers.push(layer);
-    }
+    let recorded = stack.layers(|name, shape| parameter(run, name.into(), shape))?;
     let h_0 = match run.has("h_0") {
-        true => Some(parameter(run, "h_0".into(), &[count * suffixes.len(), batch, hidden])?),
+        true => Some(parameter(run, "h_0".into(), &[layers * stack.directions, batch, hidden])?),
         false => None,
     };
     let lengths = match run.has("lengths") {
         true => Some(run.ints("lengths", &[batch], 0..length as i64 + 1)?),
         false => None,
     };
-    let (out, h_n) = Layers { cell, layers, dropout: None }.record(&mut run.graph, x, h_0, lengths)?;
+    let (out, h_n) = recorded.record(&mut run.graph, x, h_0, lengths)?;
     Ok(vec![out, h_n])
 }
 

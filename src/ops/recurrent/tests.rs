@@ -12,14 +12,8 @@ fn even_against_odd(x: &[f64], device: Arc<dyn Device>) -> f64 {
     let mut g = Graph::new();
     let gates = g.input("x", &[1, x.len(), 1]);
     let weight = g.parameter("weight_hh", &[1, 1], false);
-    let op = Recurrence {
-        cell: Cell::Identity,
-        directions: 1,
-        bias: false,
-        initial: false,
-        lengths: false,
-        stepwise: false,
-    };
+    let op =
+        Recurrence { cell: Cell::Identity, directions: 1, bias: false, initial: false, lengths: false, kernel: None };
     let h_n = g.record(op, &[gates, weight]).unwrap()[1];
     let plan = Plan::new(g, device, &PlanOptions { keep: vec![h_n], ..Default::default() }).unwrap();
     plan.write(gates, x).unwrap();
