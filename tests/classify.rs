@@ -231,3 +231,57 @@ fn mistakes_are_named() {
         assert!(!folder.path().join("out").exists(), "{arguments:?}");
     }
 }
+
+/// Two layers of GRU say what a word adds: moving along a word's vector changes the logits as much.
+#[test]
+fn saliency_is_gradient_times_input() {
+    let folder = tables();
+    let mut command = attn(folder.path());
+    command.args(["--model", "gru", "--dim", "8", "--out", "gru", "--epochs", "8", "--lr", "0.02"]).args(DATA);
+    command.args(["--freeze-embeddings", "--best-by", "loss"]).assert().success();
+    let mut classifier = Classifier::open(&folder.path().join("gru/best"), Arc::new(Cpu::<f64>::new(1))).unwrap();
+    let (predicted, words) = classifier.saliency("This film is great .").unwrap();
+    assert_eq!((predicted.encoded.words.len(), words.len()), (5, 5));
+    let of_great = words[3].abs();
+    assert!(words.iter().all(|w| w.abs() <= of_great) && words[3] > 0.0, "{words:?}");
+    let mut command = attn(folder.path());
+    command.args(["--model", "mean-logreg", "--dim", "8", "--out", "mean", "--epochs", "1"]).args(DATA);
+    command.assert().success();
+    let mut mean = Classifier::open(&folder.path().join("mean"), Arc::new(Cpu::<f64>::new(1))).unwrap();
+    assert!(mean.saliency("great").unwrap_err().to_string().contains("no vector of each word"));
+}
+
+/// Runs side by side leave a table and a plot; the best of them reads the test table.
+#[test]
+fn learning_curves_and_sweeps() {
+    let folder = tables();
+    std::fs::write(folder.path().join("test.tsv"), table(80, 90)).unwrap();
+    let data = |command: &mut Command| {
+        command.args(["--test", "test.tsv", "--model", "bow-logreg", "--epochs", "3", "--lr", "0.05"]).args(DATA);
+    };
+    let mut command = attn(folder.path());
+    command.args(["--examples", "6,30", "--out", "curve"]);
+    data(&mut command);
+    let output = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!(output.matches("test: ").count(), 1, "{output}");
+    let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+    let rows = read("curve/runs.csv");
+    assert!(rows.contains("\"examples=6\",6,3.00") && rows.contains("\"examples=30\",30,3.00"), "{rows}");
+    assert!(folder.path().join("curve/curves.png").exists());
+
+    std::fs::write(
+        folder.path().join("sweep.toml"),
+        "[base]\nbatch-size = 5\n[grid]\noptimizer = [\"adam\", \"sgd\"]\n[[run]]\nname = \"binary\"\ncounts = false\n",
+    )
+    .unwrap();
+    let mut command = attn(folder.path());
+    command.args(["--sweep", "sweep.toml", "--out", "sweep"]);
+    data(&mut command);
+    let output = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!((output.matches("test: ").count(), output.matches("best: ").count()), (1, 1), "{output}");
+    for name in ["optimizer=adam", "optimizer=sgd", "binary"] {
+        assert!(read("sweep/runs.csv").contains(name) && folder.path().join("sweep").join(name).is_dir(), "{name}");
+    }
+    let stored: serde_json::Value = serde_json::from_str(&read("sweep/binary/training.json")).unwrap();
+    assert_eq!((&stored["settings"]["counts"], &stored["settings"]["batch-size"]), (&false.into(), &5.into()));
+}
