@@ -285,3 +285,17 @@ fn learning_curves_and_sweeps() {
     let stored: serde_json::Value = serde_json::from_str(&read("sweep/binary/training.json")).unwrap();
     assert_eq!((&stored["settings"]["counts"], &stored["settings"]["batch-size"]), (&false.into(), &5.into()));
 }
+
+/// The published settings are flags that exist and go together.
+#[test]
+fn recipes_run() {
+    let folder = tables();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    for name in ["mean-logreg", "mean-ffnn", "bow-logreg", "self-attention", "head-attention"] {
+        let mut command = attn(folder.path());
+        command.arg("--recipe").arg(recipes.join(name).with_extension("toml"));
+        command.args(["--out", name, "--epochs", "1"]).args(DATA).assert().success();
+        let log = std::fs::read_to_string(folder.path().join(name).join("log.jsonl")).unwrap();
+        assert_eq!(log.matches("dev_f1").count(), 1, "{name}: {log}");
+    }
+}
