@@ -1,4 +1,6 @@
-//! `attn heatmap`: what a model attends to.
+//! `attn heatmap`: what a model attends to. `classifier` has what is shown of a classifier.
+
+mod classifier;
 
 use super::device::DeviceArgs;
 use super::{Status, print, print_line};
@@ -13,17 +15,25 @@ use crate::train::checkpoint::Checkpoint;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Show what a language model attends to: attention weights per layer and head
+/// Show what a model attends to
 ///
-/// A row is a token that looks back, a column a token that is looked at; a row's weights sum to 1. Softmax attention gives its weights, other variants those that they imply.
+/// Of a language model: attention weights per layer and head. A row is a token that looks back, a column a token that is
+/// looked at; a row's weights sum to 1. Softmax attention gives its weights, other variants those that they imply.
+///
+/// Of a classifier: heads down and words across where its model is head-attention, with weights that sum to 1; of every
+/// other model what each word does for the predicted class, gradient × input: above 0 it speaks for the class.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   attn heatmap --checkpoint run --text \"12+34=640\"
-  attn heatmap --checkpoint run --text \"KING:\" --layer 0,2 --out heat.png --out heat.svg --json heat.json")]
+  attn heatmap --checkpoint run --text \"KING:\" --layer 0,2 --out heat.png --out heat.svg --json heat.json
+  attn heatmap --classifier attention --text \"a great mess\" --out heat.png")]
 pub struct Args {
     /// Checkpoint that `attn train lm` wrote
-    #[arg(long, value_name = "DIR")]
-    checkpoint: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "classifier")]
+    checkpoint: Option<PathBuf>,
+    /// Directory that `attn train classify` wrote
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["checkpoint", "layer"])]
+    classifier: Option<PathBuf>,
     /// The text to look at, in the model's tokens
     #[arg(long, value_name = "TEXT")]
     text: String,
@@ -51,9 +61,15 @@ const WIDTH: usize = 100;
 /// # Errors
 /// If the checkpoint, the text or a flag will not do, or a file cannot be written.
 pub fn main(args: Args) -> Result<Status> {
-    let pictures: Vec<Picture> = args.out.iter().map(|path| Picture::new(path)).collect::<Result<_>>()?;
-    let json = args.json.as_deref().map(Target::new).transpose()?;
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let shown = Shown {
+        pictures: args.out.iter().map(|path| Picture::new(path)).collect::<Result<_>>()?,
+        json: args.json.as_deref().map(Target::new).transpose()?,
+    };
+    if let Some(from) = &args.classifier {
+        return classifier::show(from, &args, shown);
+    }
+    let path = args.checkpoint.as_deref().expect("clap asks for one of the two");
+    let checkpoint = Checkpoint::open(path)?;
     let config = checkpoint.config();
     let layers = chosen("--layer", &args.layer, config.layers)?;
     let heads = chosen("--head", &args.head, config.heads)?;
@@ -77,26 +93,42 @@ pub fn main(args: Args) -> Result<Status> {
     let panels = layers.iter().map(|&layer| heads.iter().map(|&head| panel(layer, head)).collect());
     let figure = Figure {
         title: "Attention weights".into(),
-        subtitle: format!("{}; {}", args.checkpoint.display(), config.attention.join(", ")),
+        subtitle: format!("{}; {}", path.display(), config.attention.join(", ")),
         rows: words.clone(),
         columns: words,
         panels: panels.collect(),
         unit: "Probability".into(),
+        signed: false,
     };
-    if let Some(to) = json {
-        let value = to_json(&tokens, &figure.rows, &layers, &heads, &weights, |layer| config.attention_of(layer));
-        to.write(|w| writeln!(w, "{value}"))?;
-    }
-    if !pictures.is_empty() {
-        let drawing = figure.draw();
-        pictures.iter().try_for_each(|picture| picture.write(&drawing))?;
-    }
+    let value = to_json(&tokens, &figure.rows, &layers, &heads, &weights, |layer| config.attention_of(layer));
+    shown.files(&figure, &value)?;
     let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| width.0 as usize);
     print(terminal::to_text(&figure, width))?;
-    for path in &args.out {
-        print_line(format_args!("drawn to {}", path.display()))?;
+    shown.said(&args)
+}
+
+/// Where the heatmap goes besides the terminal.
+struct Shown {
+    pictures: Vec<Picture>,
+    json: Option<Target>,
+}
+
+impl Shown {
+    fn files(&self, figure: &Figure, value: &Value) -> Result<()> {
+        if let Some(to) = &self.json {
+            to.write(|w| writeln!(w, "{value}"))?;
+        }
+        if !self.pictures.is_empty() {
+            let drawing = figure.draw();
+            self.pictures.iter().try_for_each(|picture| picture.write(&drawing))?;
+        }
+        Ok(())
     }
-    Ok(Status::Done)
+
+    fn said(&self, args: &Args) -> Result<Status> {
+        args.out.iter().try_for_each(|path| print_line(format_args!("drawn to {}", path.display())))?;
+        Ok(Status::Done)
+    }
 }
 
 /// The numbers given, or all, each below n.

@@ -12,6 +12,7 @@ pub mod export;
 pub mod generate;
 pub mod heatmap;
 pub mod kernels;
+pub mod predict;
 pub mod prepare;
 pub mod probe;
 pub mod run;
@@ -62,6 +63,7 @@ enum Command {
     Export(export::Args),
     Generate(generate::Args),
     Heatmap(heatmap::Args),
+    Predict(predict::Args),
     Probe(probe::Args),
     Embed(embed::Args),
     /// Compile every kernel for GPUs that are not here
@@ -85,6 +87,7 @@ pub fn main() -> anyhow::Result<Status> {
         Command::Export(args) => export::main(args),
         Command::Generate(args) => generate::main(args),
         Command::Heatmap(args) => heatmap::main(args),
+        Command::Predict(args) => predict::main(args),
         Command::Probe(args) => probe::main(args),
         Command::Embed(args) => embed::main(args),
         Command::Kernels(args) => {

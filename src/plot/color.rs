@@ -34,6 +34,13 @@ pub fn viridis(x: f64) -> Color {
     [0, 1, 2].map(|i| mixed(i).round() as u8)
 }
 
+/// Blue, white and red (Brewer's RdBu, which the colour-blind tell apart too), at -1, 0 and 1.
+pub fn diverging(x: f64) -> Color {
+    let x = if x.is_nan() { 0.0 } else { x.clamp(-1.0, 1.0) };
+    let end: Color = if x < 0.0 { [33, 102, 172] } else { [178, 24, 43] };
+    end.map(|c| (255.0 - (255.0 - c as f64) * x.abs()).round() as u8)
+}
+
 /// Lines that are told apart.
 pub const LINES: [Color; 10] = [
     [29, 78, 216],
@@ -64,5 +71,6 @@ mod tests {
         assert!(all.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!((viridis(-1.0), viridis(2.0), viridis(f64::NAN)), (VIRIDIS[0], VIRIDIS[16], VIRIDIS[0]));
         assert_eq!(viridis(1.0 / 16.0), VIRIDIS[1]);
+        assert_eq!((diverging(0.0), diverging(2.0), diverging(-1.0)), ([255; 3], [178, 24, 43], [33, 102, 172]));
     }
 }

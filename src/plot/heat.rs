@@ -1,7 +1,7 @@
 //! Heatmaps: panels of coloured cells in a grid, words across at 45° and down, and a colour bar.
 
-use super::color::viridis;
-use super::{Anchor, Drawing, INK, MUTED, Style, text_width};
+use super::color::{diverging, viridis};
+use super::{Anchor, Color, Drawing, INK, MUTED, Style, text_width};
 
 /// One heatmap.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Figure {
     pub panels: Vec<Vec<Panel>>,
     /// What a colour means, beside the bar.
     pub unit: String,
+    /// Whether numbers may be below 0: colours then go from the least to the largest possible through white.
+    pub signed: bool,
 }
 
 const MARGIN: f64 = 28.0;
@@ -54,14 +56,19 @@ fn shortened(word: &str) -> String {
 }
 
 impl Figure {
-    /// The largest number; 1 where all are 0.
+    /// The largest number, whatever its sign; 1 where all are 0.
     pub fn largest(&self) -> f64 {
         let cells = self.panels.iter().flatten().flat_map(|p| p.cells.iter().flatten());
-        let largest = cells.filter_map(|x| *x).fold(0.0, f64::max);
+        let largest = cells.filter_map(|x| *x).fold(0.0, |largest: f64, x| largest.max(x.abs()));
         if largest > 0.0 { largest } else { 1.0 }
     }
 
-    /// Draws it. Colours go from 0 to the largest number.
+    /// The colour of a part of the largest number.
+    fn color(&self, part: f64) -> Color {
+        if self.signed { diverging(part) } else { viridis(part) }
+    }
+
+    /// Draws it. Colours go from 0 to the largest number, or from its negative.
     pub fn draw(&self) -> Drawing {
         let (down, across) = (self.rows.len().max(1), self.columns.len().max(1));
         let cell = (PANEL / down.max(across) as f64).clamp(CELL.0, CELL.1);
@@ -96,7 +103,7 @@ impl Figure {
                 for (row, cells) in panel.cells.iter().enumerate() {
                     for (column, x) in cells.iter().enumerate().filter_map(|(c, x)| Some((c, (*x)?))) {
                         let at = (x0 + column as f64 * cell, y0 + row as f64 * cell);
-                        drawing.rectangle(at, (cell, cell), viridis(x / largest));
+                        drawing.rectangle(at, (cell, cell), self.color(x / largest));
                     }
                 }
             }
@@ -121,16 +128,17 @@ impl Figure {
 
     fn bar(&self, drawing: &mut Drawing, x: f64, top: f64, height: f64) {
         let steps = 64;
+        let (largest, least) = (self.largest(), if self.signed { -1.0 } else { 0.0 });
+        let at = |part: f64| least + part * (1.0 - least);
         for i in 0..steps {
             let part = |i: usize| height * i as f64 / steps as f64;
-            let color = viridis(1.0 - (i as f64 + 0.5) / steps as f64);
+            let color = self.color(at(1.0 - (i as f64 + 0.5) / steps as f64));
             drawing.rectangle((x, top + part(i)), (16.0, part(i + 1) - part(i)), color);
         }
-        let largest = self.largest();
         for i in 0..=4 {
             let y = top + height * (1.0 - i as f64 / 4.0);
             drawing.line(vec![(x + 16.0, y), (x + 20.0, y)], 1.0, MUTED);
-            let value = largest * i as f64 / 4.0;
+            let value = largest * at(i as f64 / 4.0);
             let digits = if largest < 0.05 { 4 } else { 2 };
             drawing.text(format!("{value:.digits$}"), (x + 24.0, y), Style::plain(11.0, MUTED));
         }
@@ -158,6 +166,7 @@ mod tests {
                 columns: words,
                 panels: vec![vec![panel.clone(), panel.clone()], vec![panel.clone(), panel]],
                 unit: "Probability".into(),
+                signed: false,
             };
             let drawing = figure.draw();
             let (mut colored, mut words) = (0, 0);

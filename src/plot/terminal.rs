@@ -75,7 +75,15 @@ mod tests {
         let cells = (0..n).map(|i| (0..n).map(|j| cell(i, j)).collect()).collect();
         let panel = Panel { title: "head".into(), cells };
         let (title, subtitle, unit) = ("Weights".into(), "of a".into(), "weight".into());
-        Figure { title, subtitle, rows: words.clone(), columns: words, panels: vec![vec![panel.clone(), panel]], unit }
+        Figure {
+            title,
+            subtitle,
+            rows: words.clone(),
+            columns: words,
+            panels: vec![vec![panel.clone(), panel]],
+            unit,
+            signed: false,
+        }
     }
 
     #[test]

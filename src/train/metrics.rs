@@ -112,7 +112,7 @@ mod tests {
         assert_eq!((three.precision(2), three.recall(2), Confusion::new(2).accuracy()), (0.0, 0.0, 0.0));
     }
 
-    /// Counted by hand; scikit-learn 1.5 gives the same. Class 3 neither occurs nor is predicted, so it is in no mean.
+    /// Counted by hand; scikit-learn 1.9 gives the same. Class 3 neither occurs nor is predicted, so it is in no mean.
     #[test]
     fn means_over_classes_are_those_of_scikit_learn() {
         let mut all = Confusion::new(4);

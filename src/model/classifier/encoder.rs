@@ -98,6 +98,9 @@ impl Encoder {
         if self.once {
             to.rows.sort_unstable();
             to.rows.dedup();
+            if with_words {
+                to.words = to.rows.iter().map(|&row| self.index.word(row as u32).to_string()).collect();
+            }
         }
         to
     }

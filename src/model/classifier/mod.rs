@@ -19,15 +19,18 @@
 //! - `record`: the model on a graph.
 //! - `encoder`: texts to rows.
 //! - `plans`: one plan for each length of rows, on the same parameters.
+//! - `contributions`: what each word does for a prediction.
 //! - `files`: a directory with all of it, and [`Classifier`], which predicts.
 
 mod config;
+mod contributions;
 mod encoder;
 pub(crate) mod files;
 mod plans;
 mod record;
 
 pub use config::{ClassifierConfig, ModelName, Pool};
+pub use contributions::{Contributions, contributions};
 pub use encoder::{Encoded, Encoder, Unknown};
 pub use files::{Classifier, INDEX, Predicted, VECTORS};
 pub use plans::{Plans, Rows};

@@ -22,6 +22,8 @@ use crate::ops::tanh::Tanh;
 use crate::philox::Philox;
 use crate::plan::Plan;
 
+/// The weights of a bag of words.
+pub(super) const BAG: &str = "bag.weight";
 /// The table of vectors.
 pub(super) const EMBEDDING: &str = "embedding.weight";
 /// The first stream of random numbers that draws initial weights; each tensor has its own.
@@ -150,7 +152,7 @@ impl Recorder<'_> {
         if config.model == ModelName::BowLogreg {
             let (rows, classes) = (config.vocabulary, config.logits());
             let bound = Initial::Uniform(1.0 / (rows as f64).sqrt());
-            let weight = self.parameter("bag.weight", &[rows, classes], bound);
+            let weight = self.parameter(BAG, &[rows, classes], bound);
             let bias = self.parameter("bag.bias", &[classes], bound);
             let bag = EmbeddingBag { mean: false, bias: true };
             return Ok((self.g.one(bag, &[tokens, lengths, weight, bias])?, None, None));

@@ -97,7 +97,7 @@ impl<R: Real> CpuOp<R> for Ffnn {
                 let mut dz = h;
                 let w = Matrix::new(given.weight_2, s.hidden);
                 given.product((rows, s.hidden, s.outputs), of_dy, w, false, &mut dz);
-                wide::<R, _>(|| dz.iter_mut().zip(&slope).for_each(|(dz, &slope)| *dz = *dz * slope));
+                wide::<R, _>(|| dz.iter_mut().zip(&slope).for_each(|(dz, &slope)| *dz *= slope));
                 if wanted[1] {
                     wide::<R, _>(|| dz.chunks_exact(s.hidden).for_each(|dz| add_to(bias_1, dz, true)));
                 }

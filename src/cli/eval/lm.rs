@@ -1,7 +1,7 @@
-//! `attn eval`: how well checkpoints predict texts.
+//! `attn eval lm`: how well language models predict texts.
 
-use super::device::DeviceArgs;
-use super::{Status, print_line};
+use crate::cli::device::DeviceArgs;
+use crate::cli::{Status, print_line};
 use crate::data::{Column, Documents, Format};
 use crate::device::Precision;
 use crate::error::{Error, Result};
@@ -14,18 +14,6 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// Evaluate a model
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    model: Model,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Model {
-    Lm(Box<LmArgs>),
-}
 
 /// Loss and perplexity of language models on texts
 ///
@@ -40,7 +28,7 @@ enum Model {
   attn eval lm --checkpoint run --text book.txt --stride 32        sees more of what stands before
   attn eval lm --checkpoint base --checkpoint other --documents lines --text train=train.txt --text dev=dev.txt \\
     --sentence normal=\"Thank you so much\" --batch-size 1,32 --csv table.csv")]
-struct LmArgs {
+pub struct Args {
     /// Checkpoint that `attn train lm` wrote; may be repeated
     #[arg(long, value_name = "DIR", required = true)]
     checkpoint: Vec<PathBuf>,
@@ -90,12 +78,6 @@ struct LmArgs {
 /// # Errors
 /// If a checkpoint, a text or the device will not do.
 pub fn main(args: Args) -> Result<Status> {
-    match args.model {
-        Model::Lm(args) => lm(&args),
-    }
-}
-
-fn lm(args: &LmArgs) -> Result<Status> {
     let lines = args.documents == Documents::Lines;
     for (given, flag) in [
         (args.text_column.is_some(), "--text-column"),
@@ -107,7 +89,7 @@ fn lm(args: &LmArgs) -> Result<Status> {
             return Err(Error::argument(flag, "has no meaning without --documents lines", remedy));
         }
     }
-    let samples = samples(args)?;
+    let samples = samples(&args)?;
     let targets = [&args.json, &args.csv].map(|path| path.as_deref().map(Target::new).transpose());
     let [json, csv] = targets;
     let (json, csv) = (json?, csv?);
@@ -160,7 +142,7 @@ fn lm(args: &LmArgs) -> Result<Status> {
 }
 
 /// What is to be evaluated, texts first; each under a name of its own.
-fn samples(args: &LmArgs) -> Result<Vec<Sample>> {
+fn samples(args: &Args) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     for given in &args.text {
         // A file whose name has an equals sign is that file.
