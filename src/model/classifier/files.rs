@@ -6,13 +6,13 @@
 
 use super::config::ClassifierConfig;
 use super::encoder::{Encoded, Encoder};
-use super::plans::{self, Plans};
+use super::plans::Plans;
 use crate::data::WordIndex;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Tensor;
 use crate::model::weights::{self, Values};
-use crate::plan::{Plan, PlanOptions};
+use crate::plan::Plan;
 use crate::train::directory;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -204,52 +204,5 @@ impl Classifier {
             }
         }
         Ok(predicted.into_iter().map(|p| p.expect("each text is in one chunk")).collect())
-    }
-
-    /// How much each word speaks for the class that the classifier says: the gradient of that class's logit, less the mean of
-    /// the others', times the word's vector (gradient × input: Shrikumar et al., "Not just a black box", 2016). Negative
-    /// where it speaks against.
-    ///
-    /// # Errors
-    /// If the model pools words in one op and so has no vector of each (`head-attention` has weights instead), or the
-    /// device fails.
-    pub fn saliency(&mut self, text: &str) -> Result<(Predicted, Vec<f64>)> {
-        let predicted = self.predict(&[text])?.remove(0);
-        // Of vectors that are not trained there is no gradient; here there is.
-        let config = ClassifierConfig { freeze_embeddings: false, ..self.config().clone() };
-        let rows = &predicted.encoded.rows;
-        let length = plans::bucket(&config, rows.len());
-        let mut io = config.record(1, length, false)?;
-        let Some(x) = io.vectors else {
-            let what = format!("a classifier of model {}", config.model.name());
-            return Err(Error::argument(
-                what,
-                "has no vector of each word",
-                "give one of self-attention, gru, rnn or transformer",
-            ));
-        };
-        let options = PlanOptions { roots: vec![io.logits], keep: vec![x], ..Default::default() };
-        let from = self.plans.plan();
-        let plan = Plan::new(std::mem::take(&mut io.graph), from.device().clone(), &options)?;
-        let all = |plan: &Plan| [plan.graph().parameters(), plan.graph().frozen_tensors()].concat();
-        for t in all(&plan) {
-            let same = |s: &Tensor| from.graph().name(*s) == plan.graph().name(t);
-            let found = all(from).into_iter().find(same).expect("two plans of one model");
-            plan.write(t, &from.read(found)?)?;
-        }
-        let mut tokens = rows.clone();
-        tokens.resize(length, 0);
-        plan.write_indices(io.tokens, &tokens)?;
-        plan.write_indices(io.lengths, &[rows.len() as i32])?;
-        plan.forward()?;
-        let classes = self.labels().len();
-        let others = -1.0 / (classes as f64 - 1.0);
-        let seed: Vec<f64> = (0..classes).map(|c| if c == predicted.class { 1.0 } else { others }).collect();
-        plan.seed(io.logits, &seed)?;
-        plan.backward()?;
-        let products: Vec<f64> = plan.read(x)?.iter().zip(plan.read_gradient(x)?).map(|(x, d)| x * d).collect();
-        let of_word = |products: &[f64]| products.iter().sum::<f64>();
-        let words = products.chunks(config.width).take(rows.len()).map(of_word).collect();
-        Ok((predicted, words))
     }
 }

@@ -209,7 +209,7 @@ impl Plans {
 }
 
 /// The length of the plan that a row of this length runs in.
-pub(super) fn bucket(config: &ClassifierConfig, length: usize) -> usize {
+fn bucket(config: &ClassifierConfig, length: usize) -> usize {
     if config.pool == Pool::Features && config.model.pads() && config.max_length > 0 {
         // The last layer has a weight for each place.
         return config.max_length;
