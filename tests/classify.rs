@@ -170,7 +170,7 @@ fn every_model_learns_and_predicts() {
         let best = folder.path().join(name).join("best");
         let mut classifier = Classifier::open(&best, Arc::new(Cpu::<f32>::new(1))).unwrap();
         assert_eq!(classifier.labels(), ["neg", "pos"]);
-        let said = classifier.predict(&["This film is great .", "dull", ""]).unwrap();
+        let said = classifier.predict(&["This film is indeed great .", "This film is and long dull .", ""]).unwrap();
         assert_eq!((said[0].class, said[1].class), (1, 0), "{name}: {said:?}");
         assert!(said.iter().all(|p| (p.probabilities.iter().sum::<f64>() - 1.0).abs() < 1e-6));
         let sums: Vec<f64> = said[0].weights.iter().map(|head| head.iter().sum()).collect();
@@ -229,5 +229,54 @@ fn mistakes_are_named() {
         let error = String::from_utf8(output.get_output().stderr.clone()).unwrap();
         assert!(error.contains(expected), "{arguments:?}: {error}");
         assert!(!folder.path().join("out").exists(), "{arguments:?}");
+    }
+}
+
+/// Runs side by side leave a table and a plot; the best of them reads the test table.
+#[test]
+fn learning_curves_and_sweeps() {
+    let folder = tables();
+    std::fs::write(folder.path().join("test.tsv"), table(80, 90)).unwrap();
+    let data = |command: &mut Command| {
+        command.args(["--test", "test.tsv", "--model", "bow-logreg", "--epochs", "3", "--lr", "0.05"]).args(DATA);
+    };
+    let mut command = attn(folder.path());
+    command.args(["--examples", "6,30", "--out", "curve"]);
+    data(&mut command);
+    let output = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!(output.matches("test: ").count(), 1, "{output}");
+    let read = |file: &str| std::fs::read_to_string(folder.path().join(file)).unwrap();
+    let rows = read("curve/runs.csv");
+    assert!(rows.contains("\"examples=6\",6,3.00") && rows.contains("\"examples=30\",30,3.00"), "{rows}");
+    assert!(folder.path().join("curve/curves.png").exists());
+
+    std::fs::write(
+        folder.path().join("sweep.toml"),
+        "[base]\nbatch-size = 5\n[grid]\noptimizer = [\"adam\", \"sgd\"]\n[[run]]\nname = \"binary\"\ncounts = false\n",
+    )
+    .unwrap();
+    let mut command = attn(folder.path());
+    command.args(["--sweep", "sweep.toml", "--out", "sweep"]);
+    data(&mut command);
+    let output = String::from_utf8(command.assert().success().get_output().stdout.clone()).unwrap();
+    assert_eq!((output.matches("test: ").count(), output.matches("best: ").count()), (1, 1), "{output}");
+    for name in ["optimizer=adam", "optimizer=sgd", "binary"] {
+        assert!(read("sweep/runs.csv").contains(name) && folder.path().join("sweep").join(name).is_dir(), "{name}");
+    }
+    let stored: serde_json::Value = serde_json::from_str(&read("sweep/binary/training.json")).unwrap();
+    assert_eq!((&stored["settings"]["counts"], &stored["settings"]["batch-size"]), (&false.into(), &5.into()));
+}
+
+/// The published settings are flags that exist and go together.
+#[test]
+fn recipes_run() {
+    let folder = tables();
+    let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    for name in ["mean-logreg", "mean-ffnn", "bow-logreg", "self-attention", "head-attention"] {
+        let mut command = attn(folder.path());
+        command.arg("--recipe").arg(recipes.join(name).with_extension("toml"));
+        command.args(["--out", name, "--epochs", "1"]).args(DATA).assert().success();
+        let log = std::fs::read_to_string(folder.path().join(name).join("log.jsonl")).unwrap();
+        assert_eq!(log.matches("dev_f1").count(), 1, "{name}: {log}");
     }
 }

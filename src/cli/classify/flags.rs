@@ -101,8 +101,8 @@ pub struct Flags {
     /// Width of queries and keys (self-attention) [default: 64]
     #[arg(long, value_name = "N")]
     pub key_width: Option<usize>,
-    /// What self-attention's mean goes over: tokens; or features, a known mistake that stays near chance, for comparison
-    /// [default: tokens]
+    /// What self-attention's mean goes over: tokens; or features of each token, a mistake that leaves a number for each
+    /// place, for comparison [default: tokens]
     #[arg(long, value_name = "tokens|features", hide_possible_values = true)]
     pub pool: Option<Pool>,
     /// Add a learned vector for each place (head-attention, self-attention, transformer); texts are

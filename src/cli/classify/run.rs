@@ -150,6 +150,7 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
 
     // Nothing is written before everything above has been found good.
     remarks.iter().for_each(|remark| eprintln!("{remark}"));
+    step.plans().plan().graph().remarks(&*device)?.iter().for_each(|remark| eprintln!("note: {remark}"));
     directory::create(out)?;
     if !resumed {
         files::start(out, &config, &index, step.plans().plan())?;
