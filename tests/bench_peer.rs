@@ -85,7 +85,8 @@ fn every_case_is_asked_in_turns_and_both_are_shown() {
         "direction": "both", "features": {
             "kv_heads": 2, "window": null, "softcap": null, "alibi": false, "dropout": null, "bias": false, "mask": false,
             "ragged": false, "unordered": false
-        }
+        },
+        "recurrence": { "hidden": 16, "inputs": 16, "layers": 1, "bidirectional": false }
     });
     assert_eq!(setting, expected);
     assert_ne!(bed.read("script").trim(), "0", "the script came along");

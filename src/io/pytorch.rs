@@ -119,7 +119,7 @@ pub fn write(target: &Target, tensors: &[(String, Vec<usize>, Vec<f64>)]) -> Res
     target.write(|w| w.write_all(&encode(tensors).map_err(std::io::Error::other)?))
 }
 
-/// What [`write`] writes.
+/// What [`write()`] writes.
 ///
 /// # Errors
 /// If the archive cannot be made.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 const SOURCE: Source =
     unsafe { Source::new("tanh", include_str!("../../kernels/tanh.cu"), &["tanh_forward", "tanh_backward"]) };
 
-/// The hyperbolic tangent of [x].
+/// The hyperbolic tangent of x.
 #[derive(Debug, Clone, Copy)]
 pub struct Tanh;
 

@@ -30,7 +30,7 @@ pub struct Corpus {
     pub counts: Vec<u64>,
     /// The text without rare words: rows.
     pub tokens: Vec<u32>,
-    /// Where sentences end in `tokens`; each has at least one word and at most [`LONGEST`].
+    /// Where sentences end in `tokens`; each has at least one word and at most `LONGEST`.
     pub ends: Vec<usize>,
     /// What a user should hear.
     pub remarks: Vec<String>,
