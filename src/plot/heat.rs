@@ -87,8 +87,9 @@ impl Figure {
         let title_end =
             MARGIN + text_width(&self.title, 19.0, true).max(text_width(&self.subtitle, 13.0, false)) + MARGIN;
         let bar_width = 96.0 + size;
-        let mut drawing =
-            Drawing::new((right + bar_width + MARGIN).max(title_end), bottom.max(top + 200.0) + below + MARGIN / 2.0);
+        let bar = (bottom - top - 20.0).clamp(120.0, 360.0);
+        let height = (bottom + below).max(top + 20.0 + bar + MARGIN) + MARGIN / 2.0;
+        let mut drawing = Drawing::new((right + bar_width + MARGIN).max(title_end), height);
         drawing.text(&self.title, (MARGIN, MARGIN + 2.0), Style::plain(19.0, INK).bold());
         drawing.text(&self.subtitle, (MARGIN, MARGIN + 26.0), Style::plain(13.0, MUTED));
 
@@ -115,7 +116,7 @@ impl Figure {
                 drawing.text(shortened(word), at, Style::plain(size, INK).at(Anchor::End).turned(-45.0));
             }
         }
-        self.bar(&mut drawing, right + 26.0, top + 20.0, (bottom - top - 20.0).clamp(120.0, 360.0));
+        self.bar(&mut drawing, right + 26.0, top + 20.0, bar);
         drawing
     }
 

@@ -164,7 +164,7 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
     let mut tell = |report: &Report| {
         let Report { epoch, loss, seconds, found, best: better } = report;
         let star = if *better { " *" } else { "" };
-        eprintln!("epoch {epoch:.4}: loss {loss:.4}, {seconds:.3} s; dev {}{star}", figures(found));
+        eprintln!("epoch {}: loss {loss:.4}, {seconds:.3} s; dev {}{star}", short(*epoch), figures(found));
         if *better {
             best = Some(((*found).clone(), *epoch));
         }
@@ -193,13 +193,20 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
     let best_epoch = state.watch.best_step as f64 / an_epoch;
     let epoch_seconds = state.all_seconds / epochs.floor().max(1.0);
     print_line(format_args!(
-        "{} texts, {epochs:.4} epochs of {epoch_seconds:.3} s; best after {best_epoch:.4}: dev {}; in {}",
+        "{} texts, {} epochs of {epoch_seconds:.3} s; best after {}: dev {}; in {}",
         train.rows.len(),
+        short(epochs),
+        short(best_epoch),
         figures(&best),
         out.display()
     ))?;
     let (out, labels) = (out.to_path_buf(), config.labels.clone());
     Ok(Done { out, labels, best, best_epoch, epochs, epoch_seconds, texts: train.rows.len(), flags, config, device })
+}
+
+/// Epochs, in as few digits as say it: 14, or 0.7225 in the middle of one.
+fn short(epochs: f64) -> String {
+    ((1e4 * epochs).round() / 1e4).to_string()
 }
 
 /// Writes the vectors that were given; without, those of padding and unknown words become zeros.

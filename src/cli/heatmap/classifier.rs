@@ -49,10 +49,10 @@ pub(super) fn show(from: &Path, args: &Args, shown: Shown) -> Result<Status> {
         let cells: Vec<Vec<f64>> = heads.iter().map(|&h| weights[h].clone()).collect();
         let mut value = base;
         value["heads"] = heads.iter().map(|&h| json!({ "head": h, "weights": weights[h] })).collect();
-        let figure = figure("Attention weights", names, cells, "Probability", false);
-        shown.files(&figure, &value)?;
+        let drawn = figure("Attention weights", names, cells, "Probability", false);
+        shown.files(&drawn, &value)?;
         let width = terminal_size::terminal_size().map_or(WIDTH, |(width, _)| width.0 as usize);
-        print(terminal::to_text(&figure, width))?;
+        print(terminal::to_text(&turned(&drawn, &heads), width))?;
     } else {
         if !args.head.is_empty() {
             let problem = format!("means nothing to {}", classifier.config().model.name());
@@ -70,6 +70,18 @@ pub(super) fn show(from: &Path, args: &Args, shown: Shown) -> Result<Status> {
         print(bars(&words, &of_words))?;
     }
     shown.said(args)
+}
+
+/// Words down and heads across: a terminal has no room for words above narrow columns.
+fn turned(figure: &Figure, heads: &[usize]) -> Figure {
+    let panel = &figure.panels[0][0];
+    let cells = (0..figure.columns.len()).map(|word| panel.cells.iter().map(|head| head[word]).collect()).collect();
+    Figure {
+        rows: figure.columns.clone(),
+        columns: heads.iter().map(usize::to_string).collect(),
+        panels: vec![vec![Panel { title: format!("{}, head by head", panel.title), cells }]],
+        ..figure.clone()
+    }
 }
 
 /// Columns of the longest bar.
