@@ -1,6 +1,6 @@
 //! Removes each barrier and each wait of each kernel in turn and shows that the validation cases notice.
 //!
-//!     cargo test --release --features long-tests --test barrier_mutation [-- FILE[:LINE]]
+//!     cargo test --release --test barrier_mutation [-- FILE[:LINE]]
 //!
 //! A mutant runs the cases that launch its file, the cheapest first, each in all thread orders and copy policies, and stops
 //! at the first that fails. One that survives is either not needed, and is then to be deleted, or the cases lack

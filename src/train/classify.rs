@@ -66,6 +66,14 @@ impl ClassifierStep {
     /// # Errors
     /// If the device fails.
     pub fn run(&mut self, step: u64, rate: f64, rows: &[(&[i32], Option<u32>)]) -> Result<f64> {
+        // Into the device's threads once: with one short text a step, each way in and out would cost as much as its work.
+        let device = self.plans.plan().device().clone();
+        let mut loss = Ok(0.0);
+        device.scope(&mut || loss = self.learn(step, rate, rows));
+        loss
+    }
+
+    fn learn(&mut self, step: u64, rate: f64, rows: &[(&[i32], Option<u32>)]) -> Result<f64> {
         let plan = self.plans.write(rows, (self.seed, step))?;
         plan.write_hyper(&self.optimizer.hyper(rate, step + 1))?;
         plan.forward()?;
