@@ -114,7 +114,7 @@ fn what_a_classifier_looks_at_is_shown() {
         (String::from_utf8(output.get_output().stdout.clone()).unwrap(), json(&place, &format!("{model}.json")))
     };
     let (said, found) = show("head-attention", &["--out", "heads.svg"]);
-    assert!(said.contains("predicted: pos") && said.contains("\n great ") && said.contains("0 1\n"), "{said}");
+    assert!(said.contains("predicted: pos") && said.contains("\ngreat ") && said.contains("0 1\n"), "{said}");
     for head in 0..2 {
         let weights = numbers(&found["heads"][head]["weights"]);
         assert!(weights.len() == 7 && (weights.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{weights:?}");
