@@ -60,6 +60,16 @@ __device__ __forceinline__ int padded(int n) { return (n + 15) / 16 * 16; }
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
 
+// Of a unit, what x gives its gates, in a, and the bias of h's part, in c.
+__device__ __forceinline__ void read_gates(const real* gates, const real* bias, int hidden, int unit, float* a, float* c) {
+#pragma unroll
+    for (int g = 0; g < GATES; ++g) {
+        int j = g * hidden + unit;
+        a[g] = widen(gates[j]);
+        c[g] = bias ? widen(bias[j]) : 0.f;
+    }
+}
+
 // The new state of a unit; what is saved goes to `saved`, a row of H for each number.
 __device__ __forceinline__ float cell(const float* a, const float* c, float h, real* saved, int hidden) {
 #if CELL == 0
@@ -101,6 +111,59 @@ __device__ __forceinline__ void without_steps(const Inputs& in, const Place& at,
     }
 }
 
+// W_hh into shared memory, zeros past it: forward the rows of this block's units, gate by gate; backward down the columns,
+// unit by unit.
+__device__ __forceinline__ void load_rows(const Inputs& in, const Place& at, real* weights, int units, int width, int pitch) {
+    const real* from = of(in.weight, at.direction);
+    for (int i = threadIdx.x; i < GATES * units * width; i += WARPS * 32) {
+        int k = i % width, unit = at.first_unit + i / width % units, gate = i / width / units;
+        bool exists = unit < in.hidden && k < in.hidden;
+        weights[i / width * pitch + k] = exists ? from[((long long)gate * in.hidden + unit) * in.hidden + k] : narrow<real>(0.f);
+    }
+}
+__device__ __forceinline__ void load_columns(const Inputs& in, const Place& at, real* weights, int units, int width,
+                                             int pitch) {
+    const real* from = of(in.weight, at.direction);
+    for (int i = threadIdx.x; i < units * width; i += WARPS * 32) {
+        int j = i / units, u = i % units, unit = at.first_unit + u;
+        bool exists = unit < in.hidden && j < GATES * in.hidden;
+        weights[u * pitch + j] = exists ? from[(long long)j * in.hidden + unit] : narrow<real>(0.f);
+    }
+}
+
+// States (D,B,H) in f32 before step s and after it: those of even steps and of odd ones take turns.
+struct States {
+    const float* before;
+    float* after;
+    const real* initial;
+
+    __device__ __forceinline__ States(const Inputs& in, float* state, int s) {
+        long long size = in.directions * (long long)in.batch * in.hidden;
+        before = s > 0 ? state + (s + 1) % 2 * size : nullptr;
+        after = state + s % 2 * size;
+        initial = in.initial;
+    }
+    // Written by other blocks, hence not through this one's L1.
+    __device__ __forceinline__ float at(long long i) const {
+        return before ? __ldcg(before + i) : initial ? widen(initial[i]) : 0.f;
+    }
+};
+
+// What a step forward writes of one unit.
+struct Written {
+    real *out, *last, *saved;
+
+    __device__ __forceinline__ void step(const Inputs& in, const Place& at, const States& states, int b, int length, int unit,
+                                         int s, const float* a, const float* c, float h) const {
+        const long long i = at.state(in, b) + unit, step = at.step(in, b, length, s);
+        real* kept = saved + (at.direction * (long long)in.batch * in.length + step) * SAVED * in.hidden + unit;
+        h = cell(a, c, h, kept, in.hidden);
+        states.after[i] = h;
+        out[(step * in.directions + at.direction) * in.hidden + unit] = narrow<real>(h);
+        if (s == length - 1) last[i] = narrow<real>(h);
+    }
+};
+
 // Gradients: of the gates of x in d_gates by direction (null: not needed), added where `accumulate` says so, likewise
 // d_initial; products (D,B,T,G·H) of W_hh·h + b_hh; before (D,B,T,H): the state before each step; carried (D,B,H)
 // between steps. d_out and d_last may be null.
@@ -109,4 +172,66 @@ struct Gradients {
     real *d_gates[2], *d_initial;
     float *products, *before, *carried;
     int accumulate[2], accumulate_initial, unused;
+
+    // The gradient of W_hh·h + b_hh of the step after s, which comes back through W_hh; null where there is none.
+    __device__ __forceinline__ const float* later(const Inputs& in, const Place& at, int b, int length, int s) const {
+        if (s + 1 >= length) return nullptr;
+        long long of_direction = at.direction * (long long)in.batch * in.length;
+        return products + (of_direction + at.step(in, b, length, s + 1)) * GATES * in.hidden;
+    }
+};
+
+// One unit of one sequence at step s, backward. What it reads is asked for before the products, which take as long as the
+// memory.
+struct CellGradient {
+    long long i, step, of_direction;
+    bool running, carries;
+    float d = 0.f, before = 0.f, after = 0.f, saved[SAVED] = {};
+
+    __device__ __forceinline__ CellGradient(const Inputs& in, const Gradients& to, const Place& at, bool own, int b, int length,
+                                            int unit, int s) {
+        const int H = in.hidden;
+        of_direction = at.direction * (long long)in.batch * in.length;
+        i = at.state(in, b) + unit;
+        step = at.step(in, b, length, s);
+        running = own && s >= 0 && s < length;
+        carries = s + 1 < length;
+        if (!running) return;
+        long long here = (step * in.directions + at.direction) * H + unit;
+        after = widen(to.out[here]);
+        d = to.d_out ? widen(to.d_out[here]) : 0.f;
+#pragma unroll
+        for (int k = 0; k < SAVED && CELL == 0; ++k) {
+            saved[k] = widen(to.saved[((of_direction + step) * SAVED + k) * H + unit]);
+        }
+        if (s > 0) {
+            long long earlier = at.step(in, b, length, s - 1);
+            before = widen(to.out[(earlier * in.directions + at.direction) * H + unit]);
+        } else if (in.initial) {
+            before = widen(in.initial[i]);
+        }
+    }
+
+    // With the sum of what comes back through W_hh from the step after.
+    __device__ __forceinline__ void write(const Inputs& in, const Gradients& to, const Place& at, int unit, int s,
+                                          float sum) const {
+        float carried = carries ? to.carried[i] + sum : to.d_last ? widen(to.d_last[i]) : 0.f;
+        if (running) {
+            const int H = in.hidden, columns = GATES * H;
+            real* d_gates = of(to.d_gates, at.direction);
+            const bool adds = at.direction ? to.accumulate[1] : to.accumulate[0];
+            float a[GATES], c[GATES];
+            to.carried[i] = cell_backward(carried + d, saved, before, after, a, c);
+            to.before[(of_direction + step) * H + unit] = before;
+#pragma unroll
+            for (int g = 0; g < GATES; ++g) {
+                to.products[(of_direction + step) * columns + g * H + unit] = c[g];
+                if (!d_gates) continue;
+                real* into = d_gates + step * columns + g * H + unit;
+                *into = narrow<real>((adds ? widen(*into) : 0.f) + a[g]);
+            }
+        } else if (s < 0 && to.d_initial) {
+            to.d_initial[i] = narrow<real>((to.accumulate_initial ? widen(to.d_initial[i]) : 0.f) + carried);
+        }
+    }
 };

@@ -87,51 +87,33 @@ KERNEL(recurrent_mma_forward, 256)
     const Shared shared(memory, width, GATES);
     const Place at(in);
     const Owned own(in, at);
-    const real *from = of(in.weight, at.direction), *gates = of(in.gates, at.direction), *bias = of(in.bias, at.direction);
-    for (int i = threadIdx.x; i < GATES * UNITS * width; i += WARPS * 32) {
-        int k = i % width, unit = at.first_unit + i / width % UNITS, gate = i / width / UNITS;
-        shared.weights[i / width * row_pitch(width) + k] =
-            unit < H && k < H ? from[((long long)gate * H + unit) * H + k] : narrow<real>(0.f);
-    }
+    const Written to = {out, last, saved};
+    const real *gates = of(in.gates, at.direction), *bias = of(in.bias, at.direction);
+    load_rows(in, at, shared.weights, UNITS, width, row_pitch(width));
     if (first == 0) without_steps(in, at, last, UNITS);
     for (int s = first; s < min(end, at.steps); ++s) {
-        const float* before = state + (s + 1) % 2 * (long long)in.directions * in.batch * H;
-        float* after = state + s % 2 * (long long)in.directions * in.batch * H;
-        auto state_before = [&](int b, int k) {
-            long long i = at.state(in, b) + k;
-            return s > 0 ? __ldcg(before + i) : in.initial ? widen(in.initial[i]) : 0.f;
-        };
+        const States states(in, state, s);
         if (s > first) await(arrived + at.team, (unsigned)(s - first) * at.slices);
         int b = at.b - at.row + at.warp;  // a warp reads a sequence
         bool runs = s < Place::length_of(in, b);
         for (int k = threadIdx.x % 32; k < width; k += 32) {
-            shared.tile[at.warp * row_pitch(width) + k] = narrow<real>(runs && k < H ? state_before(b, k) : 0.f);
+            float h = runs && k < H ? states.at(at.state(in, b) + k) : 0.f;
+            shared.tile[at.warp * row_pitch(width) + k] = narrow<real>(h);
         }
         __syncthreads();
         const bool running = own.exists && s < own.length;
-        const long long step = at.step(in, own.b, own.length, s);
         // Read before the products, which take as long as the memory.
         float a[GATES] = {}, c[GATES] = {}, h = 0.f;
         if (running) {
-            h = state_before(own.b, own.unit);
-#pragma unroll
-            for (int g = 0; g < GATES; ++g) {
-                int j = g * H + own.unit;
-                a[g] = widen(gates[step * GATES * H + j]);
-                c[g] = bias ? widen(bias[j]) : 0.f;
-            }
+            h = states.at(at.state(in, own.b) + own.unit);
+            read_gates(gates + at.step(in, own.b, own.length, s) * GATES * H, bias, H, own.unit, a, c);
         }
         products<GATES>(shared, width);
         __syncthreads();
         if (running) {
 #pragma unroll
             for (int g = 0; g < GATES; ++g) c[g] += all_products<GATES>(shared, g, own);
-            const long long i = at.state(in, own.b) + own.unit;
-            real* kept = saved + (at.direction * (long long)in.batch * in.length + step) * SAVED * H + own.unit;
-            h = cell(a, c, h, kept, H);
-            after[i] = h;
-            out[(step * in.directions + at.direction) * H + own.unit] = narrow<real>(h);
-            if (s == own.length - 1) last[i] = narrow<real>(h);
+            to.step(in, at, states, own.b, own.length, own.unit, s, a, c, h);
         }
         if (s + 1 < min(end, at.steps)) signal(arrived + at.team);
     }
@@ -144,69 +126,25 @@ KERNEL(recurrent_mma_backward, 256)(Inputs in, Gradients to, unsigned* arrived, 
     const Shared shared(memory, width, 1);
     const Place at(in);
     const Owned own(in, at);
-    const real* from = of(in.weight, at.direction);
-    real* d_gates = of(to.d_gates, at.direction);
-    const bool adds = at.direction ? to.accumulate[1] : to.accumulate[0];
-    const long long of_direction = at.direction * (long long)in.batch * in.length;
-    // Unit by unit down the columns of W_hh.
-    for (int i = threadIdx.x; i < UNITS * width; i += WARPS * 32) {
-        int j = i / UNITS, u = i % UNITS, unit = at.first_unit + u;
-        shared.weights[u * row_pitch(width) + j] =
-            unit < H && j < columns ? from[(long long)j * H + unit] : narrow<real>(0.f);
-    }
+    load_columns(in, at, shared.weights, UNITS, width, row_pitch(width));
     for (int turn = first; turn < min(end, at.steps + 1); ++turn) {
-        const int s = at.steps - 1 - turn, later = s + 1;
-        const bool running = own.exists && s >= 0 && s < own.length, carries = turn > 0 && later < own.length;
+        const int s = at.steps - 1 - turn;
         if (turn > first) await(arrived + at.team, (unsigned)(turn - first) * at.slices);
         if (turn > 0) {
-            int b = at.b - at.row + at.warp, length = Place::length_of(in, b);  // a warp reads a sequence
-            const float* gradients = to.products + (of_direction + at.step(in, b, length, later)) * columns;
+            int b = at.b - at.row + at.warp;  // a warp reads a sequence
+            const float* later = to.later(in, at, b, Place::length_of(in, b), s);
             for (int j = threadIdx.x % 32; j < width; j += 32) {
-                shared.tile[at.warp * row_pitch(width) + j] =
-                    narrow<real>(later < length && j < columns ? __ldcg(gradients + j) : 0.f);
+                float gradient = later && j < columns ? __ldcg(later + j) : 0.f;
+                shared.tile[at.warp * row_pitch(width) + j] = narrow<real>(gradient);
             }
             __syncthreads();
         }
-        const long long i = at.state(in, own.b) + own.unit, step = at.step(in, own.b, own.length, s);
-        // Read before the products, which take as long as the memory.
-        float d = 0.f, before = 0.f, after = 0.f, kept[SAVED] = {};
-        if (running) {
-            long long here = (step * in.directions + at.direction) * H + own.unit;
-            after = widen(to.out[here]);
-            d = to.d_out ? widen(to.d_out[here]) : 0.f;
-#pragma unroll
-            for (int k = 0; k < SAVED && CELL == 0; ++k) {
-                kept[k] = widen(to.saved[((of_direction + step) * SAVED + k) * H + own.unit]);
-            }
-            if (s > 0) {
-                long long earlier = at.step(in, own.b, own.length, s - 1);
-                before = widen(to.out[(earlier * in.directions + at.direction) * H + own.unit]);
-            } else if (in.initial) {
-                before = widen(in.initial[i]);
-            }
-        }
+        const CellGradient cell(in, to, at, own.exists, own.b, own.length, own.unit, s);
         if (turn > 0) {
             products<1>(shared, width);
             __syncthreads();
         }
-        if (own.exists) {
-            float carried = carries ? to.carried[i] + all_products<1>(shared, 0, own)
-                            : to.d_last ? widen(to.d_last[i]) : 0.f;
-            if (running) {
-                float a[GATES], c[GATES];
-                to.carried[i] = cell_backward(carried + d, kept, before, after, a, c);
-                to.before[(of_direction + step) * H + own.unit] = before;
-#pragma unroll
-                for (int g = 0; g < GATES; ++g) {
-                    to.products[(of_direction + step) * columns + g * H + own.unit] = c[g];
-                    if (!d_gates) continue;
-                    real* into = d_gates + step * columns + g * H + own.unit;
-                    *into = narrow<real>((adds ? widen(*into) : 0.f) + a[g]);
-                }
-            } else if (s < 0 && to.d_initial) {
-                to.d_initial[i] = narrow<real>((to.accumulate_initial ? widen(to.d_initial[i]) : 0.f) + carried);
-            }
-        }
+        if (own.exists) cell.write(in, to, at, own.unit, s, turn > 0 ? all_products<1>(shared, 0, own) : 0.f);
         if (turn + 1 < min(end, at.steps + 1)) signal(arrived + at.team);
     }
 }

@@ -8,6 +8,7 @@ use crate::cpu::{Mut, Real, Ref};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::precision::Precision;
+use rayon::prelude::*;
 use std::fmt;
 
 /// What a tensor holds.
@@ -173,7 +174,8 @@ impl<'a, R: Real> Gradient<Mut<'a, R>> {
         let mut to = self.to;
         let all = to.contiguous();
         if !self.accumulate {
-            all.fill(R::ZERO);
+            // A table of vectors is as large as a cache.
+            all.par_chunks_mut(1 << 16).for_each(|part| part.fill(R::ZERO));
         }
         all
     }

@@ -9,7 +9,7 @@ use crate::device::{Device, Memory};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Origin, Tensor};
 pub use crate::op::HYPER;
-use crate::op::{Backward, Forward, Kind, Op, Place, UPDATE_SCRATCH, Update};
+use crate::op::{Backward, Forward, Kind, Op, Place, Update};
 use crate::precision::Precision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,8 +57,8 @@ pub struct Plan {
     readable: BTreeSet<Tensor>,
     /// Elements of all parameters, and of those with weight decay, which come first.
     parameters: (usize, usize),
-    /// Offsets of parameters, gradients, slots, hyper-parameters.
-    flat: Vec<u64>,
+    /// Parameters, gradients, slots, hyper-parameters: what updates work on.
+    sections: Vec<Place>,
     /// The part of memory that is shared by lifetime: offset and bytes.
     pooled: (u64, usize),
     poison: bool,
@@ -159,13 +159,13 @@ impl Plan {
     /// Runs all ops forward.
     pub fn forward(&self) -> Result<()> {
         if self.poison {
-            // SAFETY: the pooled part of the plan's own allocation.
+            // SAFETY: the pooled part of the plan's allocation, or of the one it shares with.
             unsafe { self.device.fill(self.pooled.0, 0xff, self.pooled.1)? };
         }
         self.run(&|| {
             if let Some(shadow) = self.shadow {
-                // SAFETY: two sections of the plan's own allocation, each of all parameters' elements.
-                unsafe { self.device.narrow(self.flat[0], shadow, self.parameters.0)? };
+                // SAFETY: two sections, each of all parameters' elements, that the plan keeps alive.
+                unsafe { self.device.narrow(self.sections[0].address, shadow, self.parameters.0)? };
             }
             for step in &self.forward {
                 // SAFETY: the places lie in the plan's allocation, and what lives at one time does not overlap.
@@ -190,42 +190,37 @@ impl Plan {
 
     /// Sets the gradients of all parameters to zero: before the first of several backward runs that add up.
     pub fn zero_gradients(&self) -> Result<()> {
-        self.zero(&self.flat_place(1, self.parameters.0))
+        self.zero(&self.sections[1])
     }
 
     /// Writes the hyper-parameters that updates read; at most [`HYPER`].
     pub fn write_hyper(&self, hyper: &[f64]) -> Result<()> {
         assert!(hyper.len() <= HYPER, "at most {HYPER} hyper-parameters");
-        let place = self.flat_place(self.flat.len() - 1, HYPER);
         let mut all = [0.0; HYPER];
         all[..hyper.len()].copy_from_slice(hyper);
-        self.put(&place, &all)
+        self.put(&self.hyper(), &all)
     }
 
     /// Reads the hyper-parameters back: updates may leave results there (the gradient norm).
     pub fn read_hyper(&self) -> Result<Vec<f64>> {
-        self.get(&self.flat_place(self.flat.len() - 1, HYPER))
+        self.get(&self.hyper())
     }
 
     /// Runs an update: its buffers are parameters, gradients, slots, hyper-parameters.
     pub fn update(&self, update: &dyn Update) -> Result<()> {
-        let last = self.flat.len() - 1;
-        let buffers: Vec<Place> = (0..=last)
-            .map(|i| self.flat_place(i, if i == last { HYPER + UPDATE_SCRATCH } else { self.parameters.0 }))
-            .collect();
-        // SAFETY: sections of the plan's own allocation, apart from each other.
-        self.run(&|| unsafe { self.device.update(update, &buffers) })
+        // SAFETY: sections of one allocation, the plan's or of the one it shares with, apart from each other.
+        self.run(&|| unsafe { self.device.update(update, &self.sections) })
     }
 
     /// Reads one of the optimiser's buffers, for a checkpoint.
     pub fn read_slot(&self, slot: usize) -> Result<Vec<f64>> {
-        self.get(&self.flat_place(2 + slot, self.parameters.0))
+        self.get(&self.sections[2 + slot])
     }
 
     /// Writes one of the optimiser's buffers, from a checkpoint.
     pub fn write_slot(&self, slot: usize, data: &[f64]) -> Result<()> {
         assert_eq!(data.len(), self.parameters.0, "a slot has as many elements as the parameters");
-        self.put(&self.flat_place(2 + slot, self.parameters.0), data)
+        self.put(&self.sections[2 + slot], data)
     }
 
     /// Takes the parameters of another plan of the same model.
@@ -236,15 +231,15 @@ impl Plan {
         assert_eq!(self.parameters, from.parameters, "two plans of one model");
         if Arc::ptr_eq(&self.device, &from.device) {
             let bytes = self.parameters.0 * self.device.precision().full().bytes();
-            // SAFETY: the parameters' sections of two plans' own allocations.
-            return unsafe { self.device.copy(self.flat[0], from.flat[0], bytes) };
+            // SAFETY: the parameters' sections of two plans, each as long.
+            return unsafe { self.device.copy(self.sections[0].address, from.sections[0].address, bytes) };
         }
-        let n = self.parameters.0;
-        self.put(&self.flat_place(0, n), &from.get(&from.flat_place(0, n))?)
+        self.put(&self.sections[0], &from.get(&from.sections[0])?)
     }
 
-    fn flat_place(&self, section: usize, n: usize) -> Place {
-        Place { address: self.flat[section], kind: Kind::Full, shape: vec![n], strides: vec![1] }
+    /// The hyper-parameters, without the scratch behind them.
+    fn hyper(&self) -> Place {
+        Place { shape: vec![HYPER], ..self.sections.last().expect("every plan has some").clone() }
     }
 
     fn zero(&self, place: &Place) -> Result<()> {

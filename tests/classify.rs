@@ -3,7 +3,7 @@
 use assert_cmd::Command;
 use attn_engine::cpu::Cpu;
 use attn_engine::data::{SpecialTokens, Splitter};
-use attn_engine::model::classifier::{Classifier, ClassifierConfig, ModelName, Plans, Pool, Recorded};
+use attn_engine::model::classifier::{Classifier, ClassifierConfig, ModelName, Padding, Plans, Pool, Recorded};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -30,6 +30,8 @@ fn config(model: ModelName) -> ClassifierConfig {
         freeze_heads: false,
         key_width: 4,
         pool: Pool::Tokens,
+        padding: Padding::Masked,
+        pad_row: 0,
         positions: model == ModelName::HeadAttention,
         max_length: 40,
         layers: 2,
@@ -265,6 +267,31 @@ fn learning_curves_and_sweeps() {
     }
     let stored: serde_json::Value = serde_json::from_str(&read("sweep/binary/training.json")).unwrap();
     assert_eq!((&stored["settings"]["counts"], &stored["settings"]["batch-size"]), (&false.into(), &5.into()));
+
+    // The same command again trains nothing that is there, makes anew what is not, and finds the same.
+    let without_seconds = |rows: String| -> Vec<Vec<String>> {
+        let cells =
+            |row: &str| row.split(',').enumerate().filter(|(i, _)| *i != 3).map(|(_, cell)| cell.into()).collect();
+        rows.lines().map(cells).collect()
+    };
+    let before = without_seconds(read("sweep/runs.csv"));
+    std::fs::remove_dir_all(folder.path().join("sweep/binary")).unwrap();
+    let again = |more: &[&str]| {
+        let mut command = attn(folder.path());
+        command.args(["--sweep", "sweep.toml", "--out", "sweep"]).args(more);
+        data(&mut command);
+        command
+    };
+    let output = again(&[]).assert().success().get_output().clone();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(told.matches("epoch 3:").count(), 1, "{told}");
+    assert_eq!(without_seconds(read("sweep/runs.csv")), before);
+    // Other settings are not taken for these.
+    let output = again(&["--dropout", "0.5"]).assert().code(2).get_output().clone();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("--dropout 0.5: the run to resume has the default"), "{error}");
+    let output = again(&["--overwrite"]).assert().success().get_output().clone();
+    assert_eq!(String::from_utf8(output.stderr).unwrap().matches("epoch 3:").count(), 3);
 }
 
 /// The published settings are flags that exist and go together.

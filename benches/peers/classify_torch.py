@@ -58,7 +58,8 @@ class Twin(nn.Module):
             bound = 1 / math.sqrt(width)
             sizes = {"w_q": c["key_width"], "w_k": c["key_width"], "w_v": width}
             for name, columns in sizes.items():
-                setattr(self, name, nn.Parameter(torch.empty(width, columns).uniform_(-bound, bound)))
+                drawn = torch.empty(width, columns).uniform_(-bound, bound)
+                setattr(self, name, nn.Parameter(drawn, not c["freeze_heads"]))
             pooled = c["max_length"] if c["pool"] == "features" else width
         elif model == "head-attention":
             self.heads = nn.Parameter(torch.empty(width, c["heads"]).uniform_(-0.5, 0.5), not c["freeze_heads"])
@@ -84,6 +85,10 @@ class Twin(nn.Module):
     def forward(self, tokens, lengths):
         c, mask = self.c, valid(tokens, lengths)
         model = c["model"]
+        if c["padding"] == "zeroed":
+            if c["pool"] == "features":
+                tokens = F.pad(tokens, (0, c["max_length"] - tokens.shape[1]))
+            mask = torch.ones_like(tokens, dtype=torch.bool)
         if model == "bow-logreg":
             bag = torch.zeros(len(tokens), c["vocabulary"], dtype=self.bag.weight.dtype)
             bag.scatter_add_(1, tokens, mask.to(bag.dtype))
@@ -134,7 +139,7 @@ class Twin(nn.Module):
 
 def config(model, **over):
     base = dict(model=model, labels=["0", "1"], vocabulary=41, width=8, freeze_embeddings=False, hidden=[], heads=2,
-                freeze_heads=False, key_width=5, pool="tokens", positions=False, max_length=20, layers=1, units=6,
+                freeze_heads=False, key_width=5, pool="tokens", padding="masked", pad_row=0, positions=False, max_length=20, layers=1, units=6,
                 bidirectional=True, attention="softmax-attention", dropout=0.0, counts=True, tokenizer="words",
                 lowercase=False, special={"pad": None, "unk": None})
     base |= dict(hidden=[5]) if model == "mean-ffnn" else {}
@@ -150,7 +155,11 @@ CASES = {
     "bow-logreg": (config("bow-logreg"), ADAM),
     "bow-logreg-sgd": (config("bow-logreg"), dict(optimizer="sgd", lr=0.1, weight_decay_l2=0.01)),
     "self-attention": (config("self-attention"), ADAM),
+    "self-attention-frozen": (config("self-attention", freeze_heads=True, pool="features"), ADAM),
     "self-attention-features": (config("self-attention", pool="features"), ADAM),
+    "self-attention-features-zeroed": (config("self-attention", pool="features", padding="zeroed"), ADAM),
+    "head-attention-zeroed": (
+        config("head-attention", padding="zeroed"), dict(optimizer="adamw", lr=0.01, weight_decay=0.01)),
     "head-attention": (config("head-attention"), dict(optimizer="adamw", lr=0.01, weight_decay=0.01)),
     "head-attention-frozen": (
         config("head-attention", freeze_heads=True, freeze_embeddings=True),
@@ -329,33 +338,53 @@ def speed(args):
                   flush=True)
 
 
+def interval(args, data, checkpoint):
+    """The bootstrap interval of a checkpoint's dev accuracy."""
+    with tempfile.TemporaryDirectory() as out:
+        file = Path(out) / "eval.json"
+        columns = [flag for flag in data.flags if flag not in ("--lowercase", "--tokenizer", "whitespace", "regexp")]
+        command = [args.attn, "eval", "classify", "--checkpoint", checkpoint, "--test", data.paths["dev"], "--json", file]
+        subprocess.run([str(x) for x in [*command, "--device", "cpu", *columns]], check=True, capture_output=True)
+        found = json.loads(file.read_text())["rows"][0]["accuracy"]
+        return found["low"], found["high"]
+
+
 def table(args):
-    """Best dev accuracy and F1 over epochs, and the fastest epoch: ours and PyTorch's, the same settings."""
+    """Best dev accuracy and F1 over epochs (means over seeds) and the fastest epoch: ours and PyTorch's, the same settings."""
     data = Data(args, args.set)
+    print("set model epochs | attn: accuracy [95 % interval, first seed] F1 s/epoch | PyTorch: accuracy F1 s/epoch | verdict")
     for model in args.models.split(","):
         freeze = model != "bow-logreg"
+        epochs = args.epochs or (100 if model.startswith("mean-") else 10)
         settings = dict(optimizer="adam", lr=1e-3, weight_decay_l2=1e-5)
-        flags = ["--lr", "1e-3", "--weight-decay-l2", "1e-5", "--batch-size", args.batch, "--epochs", args.epochs]
+        flags = ["--lr", "1e-3", "--weight-decay-l2", "1e-5", "--batch-size", args.batch, "--epochs", epochs,
+                 "--best-by", "accuracy"]
         flags += ["--freeze-embeddings"] if freeze else []
         found = {"attn": [], "torch": []}
         for seed in range(1, args.seeds + 1):
             with tempfile.TemporaryDirectory() as out:
                 accuracy, f1, seconds = attn(args, data, model, [*flags, "--seed", seed], out)
+                if seed == 1:
+                    low, high = interval(args, data, Path(out) / "best")
             found["attn"].append((accuracy, f1, min(seconds)))
             torch.manual_seed(seed)
             twin = Twin(data.config(model, freeze), None if model == "bow-logreg" else data.table.clone())
             step = optimizer(twin.parameters(), settings)
             train, dev = data.rows("train", model), data.rows("dev", model)
             best, fastest = (0.0, 0.0), math.inf
-            for _ in range(args.epochs):
+            for _ in range(epochs):
                 order = torch.randperm(len(train)).tolist()
                 fastest = min(fastest, epoch(twin, step, train, args.batch, order))
                 best = max(best, evaluated(twin, dev))
             found["torch"].append((*best, fastest))
-        shown = [
-            f"{name} accuracy {statistics.mean(r[0] for r in all_):.4f} F1 {statistics.mean(r[1] for r in all_):.4f} "
-            f"{min(r[2] for r in all_):.3f} s" for name, all_ in found.items()]
-        print(f"{args.set} {model:16} {'; '.join(shown)}", flush=True)
+        means = {name: [statistics.mean(r[i] for r in all_) for i in (0, 1)] for name, all_ in found.items()}
+        fastest = {name: min(r[2] for r in all_) for name, all_ in found.items()}
+        lead, half = means["attn"][0] - means["torch"][0], (high - low) / 2
+        verdict = "above" if lead >= 0 else "within" if -lead <= half else "BELOW"
+        shown = {name: (f"{means[name][0]:.4f}", f"{means[name][1]:.4f} {fastest[name]:.3f} s") for name in found}
+        ours, theirs = shown["attn"], shown["torch"]
+        print(f"{args.set} {model:14} {epochs:3} | {ours[0]} [{low:.4f}, {high:.4f}] {ours[1]} | {' '.join(theirs)} | {verdict}",
+              flush=True)
 
 
 def main():
@@ -366,7 +395,7 @@ def main():
     parser.add_argument("--vectors")
     parser.add_argument("--set", default="sst2", choices=["sst2", "imdb"])
     parser.add_argument("--models", default="mean-logreg,mean-ffnn,bow-logreg,head-attention,self-attention,gru,rnn,transformer")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, help="100 for models of averages, else 10")
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--turns", type=int, default=2)

@@ -92,7 +92,7 @@ impl<R: Real> CpuOp<R> for EmbeddingBag {
         let bias = if self.bias { Some(io.inputs[3].all()) } else { None };
         let block = sequences(places * columns);
         io.outputs[0].contiguous().par_chunks_mut(block * columns).enumerate().for_each(|(i, y)| {
-            wide::<R, _>(|| {
+            wide!(R, || {
                 for (b, y) in y.chunks_exact_mut(columns).enumerate().map(|(b, y)| (i * block + b, y)) {
                     let length = valid(lengths[b], places);
                     y.fill(R::ZERO);

@@ -121,7 +121,7 @@ impl<R: Real> CpuOp<R> for LayerNorm {
             .zip(mean.par_chunks_mut(rows).zip(rstd.par_chunks_mut(rows)))
             .for_each(|((y, x), (mean, rstd))| {
                 let rows = y.chunks_exact_mut(columns).zip(x.chunks_exact(columns)).zip(mean.iter_mut().zip(rstd));
-                wide::<R, _>(|| {
+                wide!(R, || {
                     for ((y, x), (mean, rstd)) in rows {
                         (*mean, *rstd) = forward_row(x, (weight, bias), eps, y, mode);
                     }
@@ -141,7 +141,7 @@ impl<R: Real> CpuOp<R> for LayerNorm {
             let (block, accumulate) = (block_rows(columns), d.accumulate);
             d.to.contiguous().par_chunks_mut(block * columns).enumerate().for_each(|(b, dx)| {
                 let (mut g, mut normal) = (vec![R::ZERO; columns], vec![R::ZERO; columns]);
-                wide::<R, _>(|| {
+                wide!(R, || {
                     for (i, dx) in dx.chunks_exact_mut(columns).enumerate() {
                         let (x, dy, statistics) = row_of(b * block + i);
                         let working = (&mut g[..], &mut normal[..]);
@@ -153,13 +153,19 @@ impl<R: Real> CpuOp<R> for LayerNorm {
         if d_weight.is_none() && d_bias.is_none() {
             return;
         }
-        let sums = block_sums(rows, columns, 2 * columns, |range, sums| {
-            let (d_weight, d_bias) = sums.split_at_mut(columns);
-            for i in range {
-                let (x, dy, statistics) = row_of(i);
-                add_row(x, dy, statistics, d_weight, d_bias);
-            }
-        });
+        let sums = block_sums(
+            rows,
+            columns,
+            2 * columns,
+            #[inline(always)]
+            |range, sums| {
+                let (d_weight, d_bias) = sums.split_at_mut(columns);
+                for i in range {
+                    let (x, dy, statistics) = row_of(i);
+                    add_row(x, dy, statistics, d_weight, d_bias);
+                }
+            },
+        );
         for (d, sums) in [d_weight, d_bias].into_iter().zip(sums.chunks_exact(columns)) {
             if let Some(d) = d {
                 add_to(d.to.contiguous(), sums, d.accumulate);

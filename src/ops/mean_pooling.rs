@@ -77,7 +77,7 @@ impl<R: Real> CpuOp<R> for MeanPooling {
             return;
         }
         io.outputs[0].contiguous().par_chunks_mut(block * width).enumerate().for_each(|(i, y)| {
-            wide::<R, _>(|| {
+            wide!(R, || {
                 for (b, y) in y.chunks_exact_mut(width).enumerate().map(|(b, y)| (i * block + b, y)) {
                     let length = valid(lengths[b], places);
                     let x = &x[b * places * columns..][..length * columns];
@@ -108,7 +108,7 @@ impl<R: Real> CpuOp<R> for MeanPooling {
             return;
         }
         d.to.contiguous().par_chunks_mut(block * places * columns).enumerate().for_each(|(i, d)| {
-            wide::<R, _>(|| {
+            wide!(R, || {
                 for (b, d) in d.chunks_exact_mut(places * columns).enumerate().map(|(b, d)| (i * block + b, d)) {
                     let (length, dy) = (valid(lengths[b], places), &dy[b * width..][..width]);
                     let (of_tokens, padding) = d.split_at_mut(length * columns);

@@ -48,7 +48,7 @@ pub(crate) fn block_sums<R: Real>(
         .into_par_iter()
         .map(|i| {
             let mut sum = vec![R::ZERO; width];
-            wide::<R, _>(|| add(i * block..((i + 1) * block).min(rows), &mut sum));
+            wide!(R, || add(i * block..((i + 1) * block).min(rows), &mut sum));
             sum
         })
         .collect();
@@ -67,9 +67,21 @@ pub(crate) fn add_to<R: Real>(to: &mut [R], from: &[R], accumulate: bool) {
     }
 }
 
-/// Runs plain loops compiled for the widest vectors of the machine, which the compiler then uses by itself. The
-/// results are the same bits as without: it neither reorders nor fuses.
-pub(crate) fn wide<R: Real, T>(loops: impl FnOnce() -> T) -> T {
+/// Runs plain loops, `wide!(R, || …)`, compiled for the widest vectors of the machine, which the compiler then uses by
+/// itself. The results are the same bits as without: it neither reorders nor fuses. Inlined by force: a closure of some
+/// length would else be compiled once, for the oldest machine, and called. What it calls must be inlined likewise.
+macro_rules! wide {
+    ($real:ty, || $loops:expr) => {
+        $crate::ops::rows::widely::<$real, _>(
+            #[inline(always)]
+            || $loops,
+        )
+    };
+}
+pub(crate) use wide;
+
+/// What [`wide!`] calls.
+pub(crate) fn widely<R: Real, T>(loops: impl FnOnce() -> T) -> T {
     struct Wide<F>(F);
     impl<R, T, F: FnOnce() -> T> Kernel<R> for Wide<F> {
         type Output = T;
@@ -79,6 +91,34 @@ pub(crate) fn wide<R: Real, T>(loops: impl FnOnce() -> T) -> T {
         }
     }
     vectorise::<R, _>(Wide(loops))
+}
+
+/// Σ xᵢ·yᵢ of short rows, in code that has vectors already.
+#[inline(always)]
+pub(crate) fn lane_dot<R: Real, S: Simd<R>>(s: S, x: &[R], y: &[R]) -> R {
+    let whole = x.len() / S::LANES * S::LANES;
+    let mut sum = s.splat(R::ZERO);
+    for (x, y) in x[..whole].chunks_exact(S::LANES).zip(y[..whole].chunks_exact(S::LANES)) {
+        sum = s.mul_add(s.load(x), s.load(y), sum);
+    }
+    let rest: R = x[whole..].iter().zip(&y[whole..x.len()]).map(|(&x, &y)| x * y).sum();
+    let mut lanes = [R::ZERO; 16];
+    s.store(sum, &mut lanes);
+    // By halves: one after another, the additions would wait for each other.
+    let eight: [R; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [R; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3]) + rest
+}
+
+/// y ← y + a·x likewise.
+#[inline(always)]
+pub(crate) fn lane_axpy<R: Real, S: Simd<R>>(s: S, a: R, x: &[R], y: &mut [R]) {
+    let whole = x.len() / S::LANES * S::LANES;
+    let factor = s.splat(a);
+    for (x, y) in x[..whole].chunks_exact(S::LANES).zip(y[..whole].chunks_exact_mut(S::LANES)) {
+        s.store(s.mul_add(factor, s.load(x), s.load(y)), y);
+    }
+    x[whole..].iter().zip(&mut y[whole..]).for_each(|(&x, y)| *y += a * x);
 }
 
 /// Σ xᵢ in sixteen sums, so that [`wide`] code adds vectors. Inlined, unlike the functions of `cpu::simd`: for short rows

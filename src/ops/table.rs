@@ -59,7 +59,7 @@ pub(crate) fn add_rows<R: Real>(
         if !accumulate {
             d.fill(R::ZERO);
         }
-        wide::<R, _>(|| {
+        wide!(R, || {
             for (b, &length) in lengths.iter().enumerate() {
                 let tokens = &tokens[b * s.length..][..valid(length, s.length)];
                 for (t, &token) in tokens.iter().enumerate() {

@@ -68,7 +68,7 @@ impl<R: Real> CpuOp<R> for Tanh {
         let (y, dy, accumulate) = (io.outputs[0].all(), dy.all(), d.accumulate);
         let parts = y.par_chunks(BLOCK).zip(dy.par_chunks(BLOCK));
         d.to.contiguous().par_chunks_mut(BLOCK).zip(parts).for_each(|(d, (y, dy))| {
-            wide::<R, _>(|| {
+            wide!(R, || {
                 for (d, (&y, &dy)) in d.iter_mut().zip(y.iter().zip(dy)) {
                     let added = dy * (R::ONE - y * y);
                     *d = if accumulate { *d + added } else { added };

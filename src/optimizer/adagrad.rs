@@ -67,7 +67,7 @@ impl<R: Real> CpuUpdate<R> for Adagrad {
         for ([theta, g, sum], l2) in parts.into_iter().zip([R::from_f64(self.weight_decay_l2), R::ZERO]) {
             let parts = theta.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(sum.par_chunks_mut(BLOCK));
             parts.for_each(|((theta, g), sum)| {
-                wide::<R, _>(|| {
+                wide!(R, || {
                     for ((theta, &g), sum) in theta.iter_mut().zip(g).zip(sum) {
                         let g = g + l2 * *theta;
                         *sum += g * g;

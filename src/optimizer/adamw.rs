@@ -125,7 +125,8 @@ impl Means {
             panic!("parameters, gradients, m, v, hyper")
         };
         let rate = hyper[0];
-        let (step, root) = (rate / hyper[1], hyper[2].sqrt());
+        // Multiplied, not divided by: of the two divisions and the root per element, one less to wait for.
+        let (step, over_root) = (rate / hyper[1], R::ONE / hyper[2].sqrt());
         let [one_minus_beta1, beta2, one_minus_beta2, eps] =
             [1.0 - self.beta1, self.beta2, 1.0 - self.beta2, self.eps].map(R::from_f64);
         let kept = R::ONE - rate * R::from_f64(self.shrink);
@@ -134,12 +135,12 @@ impl Means {
             let parts = theta.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK));
             let means = m.par_chunks_mut(BLOCK).zip(v.par_chunks_mut(BLOCK));
             parts.zip(means).for_each(|((theta, g), (m, v))| {
-                wide::<R, _>(|| {
+                wide!(R, || {
                     for ((theta, &g), (m, v)) in theta.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
                         let g = g + l2 * *theta;
                         *m += one_minus_beta1 * (g - *m);
                         *v = *v * beta2 + one_minus_beta2 * g * g;
-                        *theta = *theta * kept - step * (*m / (v.sqrt() / root + eps));
+                        *theta = *theta * kept - step * (*m / (v.sqrt() * over_root + eps));
                     }
                 });
             });

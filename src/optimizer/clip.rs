@@ -68,7 +68,7 @@ impl<R: Real> CpuUpdate<R> for ClipGradientNorm {
             }
             sums.into_iter().sum::<f64>()
         };
-        let blocks: Vec<f64> = gradients.par_chunks(BLOCK).map(|g| wide::<R, _>(|| squares(g))).collect();
+        let blocks: Vec<f64> = gradients.par_chunks(BLOCK).map(|g| wide!(R, || squares(g))).collect();
         let norm = blocks.into_iter().sum::<f64>().sqrt();
         hyper[NORM] = R::from_f64(norm);
         let scale = self.max_norm / (norm + 1e-6);

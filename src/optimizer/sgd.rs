@@ -76,7 +76,7 @@ impl<R: Real> CpuUpdate<R> for Sgd {
                 for ([theta, g, b], l2) in split_behind(self.decayed, [theta, g, b]).into_iter().zip(l2) {
                     let parts = theta.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).zip(b.par_chunks_mut(BLOCK));
                     parts.for_each(|((theta, g), b)| {
-                        wide::<R, _>(|| {
+                        wide!(R, || {
                             for ((theta, &g), b) in theta.iter_mut().zip(g).zip(b) {
                                 *b = *b * momentum + (g + l2 * *theta);
                                 *theta -= rate * *b;
@@ -88,7 +88,7 @@ impl<R: Real> CpuUpdate<R> for Sgd {
             (Some(theta), Some(g), None) => {
                 for ([theta, g], l2) in split_behind(self.decayed, [theta, g]).into_iter().zip(l2) {
                     theta.par_chunks_mut(BLOCK).zip(g.par_chunks(BLOCK)).for_each(|(theta, g)| {
-                        wide::<R, _>(|| {
+                        wide!(R, || {
                             theta.iter_mut().zip(g).for_each(|(theta, &g)| *theta -= rate * (g + l2 * *theta));
                         });
                     });

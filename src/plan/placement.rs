@@ -46,8 +46,8 @@ impl Plan {
             return Err(Error::shape("plan", "shared parameters", shown(&others), shown(&own)));
         }
         let sections = if options.roots.is_empty() { 1 } else { 2 + options.optimizer_slots };
-        if sections + 1 > base.flat.len() {
-            let (expected, got) = (format!("{sections} sections"), format!("{}", base.flat.len() - 1));
+        if sections + 1 > base.sections.len() {
+            let (expected, got) = (format!("{sections} sections"), format!("{}", base.sections.len() - 1));
             return Err(Error::shape("plan", "the plan to share with", expected, got));
         }
         Plan::placed(graph, base.device.clone(), options, Some(base))
@@ -131,7 +131,7 @@ impl Plan {
         let training = !options.roots.is_empty();
         let mut fixed = 0;
         let flat: Vec<Slot> = match base {
-            Some(base) => base.flat.iter().map(|&address| Slot::At(address)).collect(),
+            Some(base) => base.sections.iter().map(|s| Slot::At(s.address)).collect(),
             None => {
                 let sections = 1 + if training { 1 + options.optimizer_slots } else { 0 };
                 fixed = section * sections + ((HYPER + UPDATE_SCRATCH) * full).next_multiple_of(ALIGNMENT);
@@ -311,6 +311,10 @@ impl Plan {
         let masters = shadow.map_or_else(BTreeMap::new, |_| all.clone().filter_map(masters).collect());
         let gradients: BTreeMap<Tensor, Place> = all.filter_map(|t| Some((t, gradient(&t)?))).collect();
         let untouched = untouched.iter().filter_map(gradient).collect();
+        let last = flat.len() - 1;
+        let elements_of = |i: usize| if i == last { HYPER + UPDATE_SCRATCH } else { elements };
+        let section = |(i, slot): (usize, Slot)| flat_place(slot, Spec::full([elements_of(i)]));
+        let sections = flat.into_iter().enumerate().map(section).collect();
         let plan = Plan {
             memory,
             shared,
@@ -323,7 +327,7 @@ impl Plan {
             gradients,
             readable,
             parameters: (elements, decayed),
-            flat: flat.into_iter().map(address).collect(),
+            sections,
             pooled: (pooled_from, pooled),
             poison: options.poison,
             graph,

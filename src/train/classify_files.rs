@@ -75,6 +75,12 @@ pub fn save(
     directory::replace(out, &[model, (OPTIMIZER, weights::to_bytes(&buffers)), (TRAINING, training)])
 }
 
+/// Whether a directory holds a run that can go on.
+pub fn is_begun(from: &Path) -> bool {
+    // A checkpoint that was being written counts once it is settled.
+    from.is_dir() && directory::settle(from).is_ok() && from.join(TRAINING).exists()
+}
+
 /// How far a run has come, and its settings.
 ///
 /// # Errors

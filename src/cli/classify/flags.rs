@@ -7,7 +7,7 @@ use crate::data::labelled::{Columns, Header, Separator};
 use crate::data::words::{SpecialTokens, Splitter};
 use crate::data::{Column, DataOrder};
 use crate::error::{Error, Result};
-use crate::model::classifier::{ClassifierConfig, ModelName, Pool};
+use crate::model::classifier::{ClassifierConfig, ModelName, Padding, Pool};
 use crate::optimizer::{OptimizerName, OptimizerSettings};
 use crate::train::classify::{Fit, Measure};
 use crate::train::{Schedule, ScheduleName};
@@ -95,7 +95,8 @@ pub struct Flags {
     /// Heads (head-attention, transformer) [default: 4]
     #[arg(long, value_name = "N")]
     pub heads: Option<usize>,
-    /// Leave H as it was drawn, uniform between -0.5 and 0.5 (head-attention)
+    /// Leave attention's weights as they were drawn: H, uniform between -0.5 and 0.5 (head-attention); W_q, W_k and W_v
+    /// (self-attention)
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "true", value_parser = switch())]
     pub freeze_heads: Option<bool>,
     /// Width of queries and keys (self-attention) [default: 64]
@@ -105,6 +106,10 @@ pub struct Flags {
     /// place, for comparison [default: tokens]
     #[arg(long, value_name = "tokens|features", hide_possible_values = true)]
     pub pool: Option<Pool>,
+    /// What self-attention and head-attention see behind a text that is shorter than others of its batch: masked, nothing;
+    /// zeroed, vectors of zeros, a mistake, for comparison: each still has the weight e⁰ [default: masked]
+    #[arg(long, value_name = "masked|zeroed", hide_possible_values = true)]
+    pub padding: Option<Padding>,
     /// Add a learned vector for each place (head-attention, self-attention, transformer); texts are
     /// read up to --max-length words [its default is then the longest training text]
     #[arg(long, value_name = "yes|no", num_args = 0..=1, default_missing_value = "true", value_parser = switch())]
@@ -227,9 +232,9 @@ impl Flags {
     pub fn resume(&self, stored: &Flags) -> Result<Flags> {
         let before = said(stored);
         for (name, value) in said(self) {
-            let old = before.get(&name).cloned().unwrap_or("the default".into());
-            if old != value && !MAY_CHANGE.contains(&name.as_str()) {
-                let problem = format!("the run to resume has {old}");
+            let old = before.get(&name);
+            if old != Some(&value) && !MAY_CHANGE.contains(&name.as_str()) {
+                let problem = format!("the run to resume has {}", old.map_or("the default".into(), Value::to_string));
                 return Err(Error::argument(format!("--{name} {value}"), problem, "leave the flag out, or start anew"));
             }
         }
@@ -283,6 +288,8 @@ impl Flags {
             freeze_heads: self.freeze_heads.unwrap_or(false),
             key_width: self.key_width.unwrap_or(64),
             pool: self.pool.unwrap_or_default(),
+            padding: self.padding.unwrap_or_default(),
+            pad_row: 0,
             positions: self.positions.unwrap_or(false),
             max_length: self.max_length.unwrap_or(0),
             layers: self.layers.unwrap_or(1),
@@ -314,16 +321,17 @@ impl Flags {
         use ModelName::*;
         let said = said(self);
         let all_but_bow: &[ModelName] = &[MeanLogreg, MeanFfnn, SelfAttention, HeadAttention, Gru, Rnn, Transformer];
-        let of_models: [(&str, &[ModelName]); 14] = [
+        let of_models: [(&str, &[ModelName]); 15] = [
             ("vectors", all_but_bow),
             ("dim", all_but_bow),
             ("freeze-embeddings", all_but_bow),
             ("counts", &[BowLogreg]),
             ("hidden", all_but_bow),
             ("heads", &[HeadAttention, Transformer]),
-            ("freeze-heads", &[HeadAttention]),
+            ("freeze-heads", &[HeadAttention, SelfAttention]),
             ("key-width", &[SelfAttention]),
             ("pool", &[SelfAttention]),
+            ("padding", &[SelfAttention, HeadAttention]),
             ("positions", &[HeadAttention, SelfAttention, Transformer]),
             ("layers", &[Gru, Rnn, Transformer]),
             ("units", &[Gru, Rnn]),

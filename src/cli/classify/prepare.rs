@@ -158,7 +158,8 @@ pub fn prepare(flags: &Flags, stored: Option<(ClassifierConfig, WordIndex)>) -> 
                     (index, flags.dim.unwrap_or(100))
                 }
             };
-            (flags.config(train.labels.clone(), index.len(), width)?, index)
+            let config = flags.config(train.labels.clone(), index.len(), width)?;
+            (ClassifierConfig { pad_row: index.pad().unwrap_or(0), ..config }, index)
         }
     };
     let mut encoder = Encoder::new(&config, index);

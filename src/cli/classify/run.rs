@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::model::classifier::{ClassifierConfig, Encoder, Plans, Recorded};
 use crate::precision::Precision;
-use crate::train::classify::{ClassifierStep, Ended, Examples, Found, Hooks, Kept, Report, State, evaluate, fit};
+use crate::train::classify::{ClassifierStep, Ended, Examples, Fit, Found, Hooks, Kept, Report, State, evaluate, fit};
 use crate::train::classify_files as files;
 use crate::train::metrics::Confusion;
 use crate::train::{Log, directory, interrupted_by_ctrl_c};
@@ -25,8 +25,10 @@ pub enum Place<'a> {
         /// Whether what is there may go.
         overwrite: bool,
     },
-    /// From where it stopped on.
+    /// From where it stopped on; there must be something left to do.
     Resumed(&'a Path),
+    /// The same, but a run that has ended is looked at again, not an error.
+    Again(&'a Path),
 }
 
 /// A run that has ended.
@@ -51,6 +53,30 @@ pub struct Done {
 }
 
 impl Done {
+    fn new(
+        out: &Path,
+        best: Found,
+        state: &State,
+        texts: usize,
+        how: &Fit,
+        (flags, config, device): (Flags, ClassifierConfig, Arc<dyn Device>),
+    ) -> Done {
+        let an_epoch = crate::train::classify::steps_an_epoch(texts, how.batch) as f64;
+        let epochs = state.step as f64 / an_epoch;
+        Done {
+            out: out.to_path_buf(),
+            labels: config.labels.clone(),
+            best,
+            best_epoch: state.watch.best_step as f64 / an_epoch,
+            epochs,
+            epoch_seconds: state.all_seconds / epochs.floor().max(1.0),
+            texts,
+            flags,
+            config,
+            device,
+        }
+    }
+
     /// Reads the test table with the best checkpoint, if there is one.
     ///
     /// # Errors
@@ -120,7 +146,7 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
             }
             (out, given.clone(), State::default(), None)
         }
-        Place::Resumed(from) => {
+        Place::Resumed(from) | Place::Again(from) => {
             let (state, stored) = files::training::<Flags>(from)?;
             let config = files::config(from)?;
             let index = files::index(from, &config)?;
@@ -131,6 +157,14 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
     let Prepared { config, index, table, train, dev, remarks } = prepare(&flags, stored)?;
     let (settings, how) = (flags.optimizer()?, flags.fit(train.rows.len())?);
     let total = how.epochs * crate::train::classify::steps_an_epoch(train.rows.len(), how.batch);
+    let ended = state.step >= total || (how.patience > 0 && state.watch.since_best >= how.patience);
+    if ended && matches!(place, Place::Again(_)) {
+        let device = device.open(Precision::F32)?;
+        let Some(best) = files::best(out, &config, &dev, &device)? else {
+            return Err(Error::file(out, "has no best checkpoint", "remove it, to train the run again"));
+        };
+        return Ok(Done::new(out, best, &state, train.rows.len(), &how, (flags, config, device)));
+    }
     if state.step >= total {
         let problem = format!("have been done already: {} steps", state.step);
         return Err(Error::argument(format!("--epochs {}", how.epochs), problem, "give a larger number to go on"));
@@ -172,8 +206,6 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
     let mut save = |step: &ClassifierStep, state: &State, kept: Kept| files::save(out, step, state, kept, &flags);
     let hooks = Hooks { save: &mut save, tell: &mut tell, stop: interrupted_by_ctrl_c() };
     let ended = fit(&mut step, &mut evaluator, (&train, &dev), &how, &mut state, &mut log, hooks)?;
-    let an_epoch = crate::train::classify::steps_an_epoch(train.rows.len(), how.batch) as f64;
-    let epochs = state.step as f64 / an_epoch;
     match ended {
         Ended::Interrupted => {
             let shown = out.display();
@@ -190,18 +222,17 @@ pub fn run(given: &Flags, place: Place, device: &DeviceArgs) -> Result<Done> {
     let Some((best, _)) = best else {
         return Err(Error::argument("training", "made no evaluation that is a number", "give a smaller --lr"));
     };
-    let best_epoch = state.watch.best_step as f64 / an_epoch;
-    let epoch_seconds = state.all_seconds / epochs.floor().max(1.0);
+    let done = Done::new(out, best, &state, train.rows.len(), &how, (flags, config, device));
     print_line(format_args!(
-        "{} texts, {} epochs of {epoch_seconds:.3} s; best after {}: dev {}; in {}",
-        train.rows.len(),
-        short(epochs),
-        short(best_epoch),
-        figures(&best),
+        "{} texts, {} epochs of {:.3} s; best after {}: dev {}; in {}",
+        done.texts,
+        short(done.epochs),
+        done.epoch_seconds,
+        short(done.best_epoch),
+        figures(&done.best),
         out.display()
     ))?;
-    let (out, labels) = (out.to_path_buf(), config.labels.clone());
-    Ok(Done { out, labels, best, best_epoch, epochs, epoch_seconds, texts: train.rows.len(), flags, config, device })
+    Ok(done)
 }
 
 /// Epochs, in as few digits as say it: 14, or 0.7225 in the middle of one.

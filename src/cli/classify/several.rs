@@ -1,4 +1,7 @@
 //! Runs side by side: a learning curve over the number of texts, or a sweep that a file describes.
+//!
+//! What has been found is written after every run. Given the same command again, a run that has ended is not trained again,
+//! and one that was cut short goes on from its checkpoint.
 
 use super::flags::{Flags, said};
 use super::run::{self, Done, Place, figures};
@@ -10,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::io::Target;
 use crate::plot::chart::{Chart, Curve, Stroke};
 use crate::plot::{Axis, Ticks};
+use crate::train::classify_files as files;
 use crate::train::metrics::Confusion;
 use crate::train::{directory, interrupted_by_ctrl_c};
 use serde_json::json;
@@ -124,32 +128,38 @@ pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &D
 }
 
 fn all(runs: &[Run], out: &Path, overwrite: bool, device: &DeviceArgs) -> Result<Vec<(String, Done)>> {
-    if !overwrite && !directory::is_vacant(out) {
+    if !overwrite && !directory::is_vacant(out) && !out.join(FIGURES).exists() {
         return Err(Error::file(out, "is not empty", "give another --out, or start over with --overwrite"));
     }
     directory::create(out)?;
     let mut done: Vec<(String, Done)> = Vec::new();
+    // Its file marks the directory as one to go on with.
+    write(&done, out)?;
     for (i, Run { name, flags }) in runs.iter().enumerate() {
         eprintln!("run {} of {}: {name}", i + 1, runs.len());
-        match run::run(flags, Place::New { out: &out.join(name), overwrite }, device) {
+        let own = out.join(name);
+        // A run that was cut short before its first checkpoint has nothing to keep.
+        let begun = !overwrite && files::is_begun(&own);
+        let place = if begun { Place::Again(&own) } else { Place::New { out: &own, overwrite: true } };
+        match run::run(flags, place, device) {
             Ok(one) => done.push((name.clone(), one)),
             Err(_) if interrupted_by_ctrl_c().load(Ordering::SeqCst) => {
                 let problem = format!("interrupted in run {} of {}, `{name}`", i + 1, runs.len());
-                return Err(Error::argument("the runs", problem, "start over with --overwrite"));
+                return Err(Error::argument("the runs", problem, "go on with the same command"));
             }
             Err(e) => {
                 let problem = format!("run {} of {}, `{name}`, failed: {e}", i + 1, runs.len());
-                return Err(Error::argument(
-                    "the runs",
-                    problem,
-                    "correct what it names, and start over with --overwrite",
-                ));
+                let remedy = "correct what it names, and give the same command again, or --overwrite to start over";
+                return Err(Error::argument("the runs", problem, remedy));
             }
         }
         write(&done, out)?;
     }
     Ok(done)
 }
+
+/// What has been found, for programs.
+const FIGURES: &str = "runs.json";
 
 const COLUMNS: [&str; 8] = ["run", "texts", "epochs", "s/epoch", "best_epoch", "dev_loss", "dev_accuracy", "dev_f1"];
 
@@ -167,7 +177,7 @@ fn cells((name, done): &(String, Done)) -> [String; 8] {
     ]
 }
 
-/// Writes `runs.json` and `runs.csv`.
+/// Writes [`FIGURES`], and the table as `runs.csv`.
 fn write(done: &[(String, Done)], out: &Path) -> Result<()> {
     let object = |row: &(String, Done)| {
         let flags = said(row.1.flags());
@@ -179,7 +189,7 @@ fn write(done: &[(String, Done)], out: &Path) -> Result<()> {
         })
     };
     let value = json!({ "runs": done.iter().map(object).collect::<Vec<_>>() });
-    Target::new(&out.join("runs.json"))?.write(|w| writeln!(w, "{value:#}"))?;
+    Target::new(&out.join(FIGURES))?.write(|w| writeln!(w, "{value:#}"))?;
     Target::new(&out.join("runs.csv"))?.write(|w| {
         writeln!(w, "{}", COLUMNS.join(","))?;
         done.iter().map(cells).try_for_each(|row| writeln!(w, "\"{}\",{}", row[0], row[1..].join(",")))

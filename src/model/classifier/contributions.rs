@@ -7,13 +7,12 @@
 //! predicted one: the single logit of the second, or its negative.
 
 use super::config::ClassifierConfig;
-use super::files::{CONFIG, MODEL, VECTORS, index};
+use super::files::{CONFIG, index, load};
 use super::record::{BAG, EMBEDDING};
 use super::{Encoded, Encoder};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::graph::Tensor;
-use crate::model::weights;
 use crate::plan::{Plan, PlanOptions};
 use std::path::Path;
 use std::sync::Arc;
@@ -48,7 +47,7 @@ pub fn contributions(from: &Path, text: &str, class: usize, device: Arc<dyn Devi
     let keep = [Some(recorded.logits), recorded.vectors].into_iter().flatten().collect();
     let options = PlanOptions { roots: vec![recorded.logits], keep, ..Default::default() };
     let plan = Plan::new(graph, device, &options)?;
-    load(&plan, from)?;
+    load(&plan, from, from)?;
     let mut tokens = encoded.rows.clone();
     tokens.resize(length, 0);
     plan.write_indices(recorded.tokens, &tokens)?;
@@ -86,23 +85,4 @@ fn of_rows(plan: &Plan, rows: &[i32], dot: impl Fn(&[f64], &[f64]) -> f64) -> Re
         dot(&values[at.clone()], &gradients[at]) / times as f64
     };
     Ok(rows.iter().map(of).collect())
-}
-
-/// Writes what both files hold to the plan.
-fn load(plan: &Plan, from: &Path) -> Result<()> {
-    let mut found = weights::read(&from.join(MODEL))?;
-    let frozen = from.join(VECTORS);
-    if frozen.exists() {
-        found.extend(weights::read(&frozen)?);
-    }
-    let graph = plan.graph();
-    for t in graph.parameters().into_iter().chain(graph.frozen_tensors()) {
-        let (name, expected) = (graph.name(t), graph.shape(t));
-        let values = found.remove(name).filter(|v| v.shape == expected).ok_or_else(|| {
-            let problem = format!("has no tensor `{name}` of shape {expected:?}");
-            Error::file(from.join(MODEL), problem, "restore the directory as `attn train classify` wrote it")
-        })?;
-        plan.write(t, &values.values)?;
-    }
-    Ok(())
 }

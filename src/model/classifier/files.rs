@@ -82,26 +82,27 @@ pub(crate) fn frozen_bytes(plan: &Plan) -> Result<Vec<u8>> {
     Ok(weights::to_bytes(&tensors(plan, plan.graph().frozen_tensors())?))
 }
 
-/// Writes the parameters in `from`, and what is frozen in `frozen`, to a plan.
+/// Writes the parameters in `from`, and what is frozen in `frozen`, to a plan: to one that trains what the directory holds
+/// as frozen, too.
 ///
 /// # Errors
 /// If a file cannot be read or is damaged, or its tensors are not the plan's.
 pub(crate) fn load(plan: &Plan, from: &Path, frozen: &Path) -> Result<()> {
+    let (model, vectors) = (from.join(MODEL), frozen.join(VECTORS));
+    let mut found = weights::read(&model)?;
+    if vectors.exists() {
+        found.extend(weights::read(&vectors)?);
+    }
     let graph = plan.graph();
-    for (path, which) in [(from.join(MODEL), graph.parameters()), (frozen.join(VECTORS), graph.frozen_tensors())] {
-        if which.is_empty() {
-            continue;
-        }
-        let mut found = weights::read(&path)?;
-        for t in which {
-            let name = graph.name(t);
-            let expected = graph.shape(t);
-            let values = found.remove(name).filter(|v| v.shape == expected).ok_or_else(|| {
-                let problem = format!("has no tensor `{name}` of shape {expected:?}");
-                Error::file(&path, problem, "restore the directory as `attn train classify` wrote it")
-            })?;
-            plan.write(t, &values.values)?;
-        }
+    let frozen = graph.frozen_tensors();
+    for t in graph.parameters().into_iter().chain(frozen.iter().copied()) {
+        let (name, expected) = (graph.name(t), graph.shape(t));
+        let values = found.remove(name).filter(|v| v.shape == expected).ok_or_else(|| {
+            let problem = format!("has no tensor `{name}` of shape {expected:?}");
+            let path = if frozen.contains(&t) { &vectors } else { &model };
+            Error::file(path, problem, "restore the directory as `attn train classify` wrote it")
+        })?;
+        plan.write(t, &values.values)?;
     }
     Ok(())
 }

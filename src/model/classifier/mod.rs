@@ -29,7 +29,7 @@ pub(crate) mod files;
 mod plans;
 mod record;
 
-pub use config::{ClassifierConfig, ModelName, Pool};
+pub use config::{ClassifierConfig, ModelName, Padding, Pool};
 pub use contributions::{Contributions, contributions};
 pub use encoder::{Encoded, Encoder, Unknown};
 pub use files::{Classifier, INDEX, Predicted, VECTORS};

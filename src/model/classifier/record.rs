@@ -1,6 +1,6 @@
 //! A classifier on a graph.
 
-use super::config::{ClassifierConfig, ModelName, Pool};
+use super::config::{ClassifierConfig, ModelName};
 use crate::data::IGNORE;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
@@ -182,7 +182,7 @@ impl Recorder<'_> {
         let pooled = match config.model {
             ModelName::SelfAttention => {
                 let y = self.self_attention(x, lengths)?;
-                self.g.one(MeanPooling { features: config.pool == Pool::Features }, &[y, lengths])?
+                self.g.one(MeanPooling { features: config.pools_features() }, &[y, lengths])?
             }
             ModelName::Transformer => {
                 let mut x = self.dropped(x)?;
@@ -228,7 +228,7 @@ impl Recorder<'_> {
         for ((name, columns), head) in
             [("w_q", self.config.key_width), ("w_k", self.config.key_width), ("w_v", width)].into_iter().zip(&mut heads)
         {
-            let weight = self.parameter(name, &[width, columns], bound);
+            let weight = self.kept(name, &[width, columns], self.config.freeze_heads, bound);
             let op = Linear { weight: WeightLayout::InOut, bias: false, activation: None };
             let projected = self.g.one(op, &[x, weight])?;
             *head = self.g.heads(projected, 0..columns, 1)?;

@@ -45,7 +45,7 @@ impl<'a, R: Real> Given<'a, R> {
         let (mut h, mut slope) = (vec![R::ZERO; rows * hidden], vec![R::ZERO; rows * hidden]);
         let weight = Matrix::new(self.weight_1, inputs).t();
         self.product((rows, hidden, inputs), Matrix::new(x, inputs), weight, false, &mut h);
-        wide::<R, _>(|| h.chunks_exact_mut(hidden).for_each(|h| add_to(h, self.bias_1, true)));
+        wide!(R, || h.chunks_exact_mut(hidden).for_each(|h| add_to(h, self.bias_1, true)));
         activate(self.mode, self.op.activation, &mut h, &mut slope);
         (h, slope)
     }
@@ -97,9 +97,9 @@ impl<R: Real> CpuOp<R> for Ffnn {
                 let mut dz = h;
                 let w = Matrix::new(given.weight_2, s.hidden);
                 given.product((rows, s.hidden, s.outputs), of_dy, w, false, &mut dz);
-                wide::<R, _>(|| dz.iter_mut().zip(&slope).for_each(|(dz, &slope)| *dz *= slope));
+                wide!(R, || dz.iter_mut().zip(&slope).for_each(|(dz, &slope)| *dz *= slope));
                 if wanted[1] {
-                    wide::<R, _>(|| dz.chunks_exact(s.hidden).for_each(|dz| add_to(bias_1, dz, true)));
+                    wide!(R, || dz.chunks_exact(s.hidden).for_each(|dz| add_to(bias_1, dz, true)));
                 }
                 let of_dz = Matrix::new(&dz, s.hidden);
                 if wanted[0] {

@@ -2,10 +2,12 @@
 
 use super::{HeadPooling, Sizes};
 use crate::cpu::Real;
+use crate::cpu::lanes::{Kernel, Simd, vectorise};
 use crate::op::*;
 use crate::ops::rows::*;
 use crate::ops::table::{self, add_rows, sequences, valid};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// What forward and backward read, and H with a head's column in a row.
 struct Inputs<'a, R> {
@@ -57,14 +59,14 @@ impl<'a, R: Real> Inputs<'a, R> {
 
     /// Weights (h,T) and averages (h·E) of a sequence.
     #[inline(always)]
-    fn forward(&self, b: usize, y: &mut [R], weights: &mut [R], sum: &mut [R], mode: Mode) {
+    fn forward<S: Simd<R>>(&self, simd: S, b: usize, y: &mut [R], weights: &mut [R], sum: &mut [R], mode: Mode) {
         let (s, length) = (self.s, self.length(b));
         weights.fill(R::ZERO);
         y.fill(R::ZERO);
         for t in 0..length {
             let x = self.x(b, t, sum);
             for i in 0..s.heads {
-                weights[i * s.length + t] = short_dot(x, self.head(i));
+                weights[i * s.length + t] = lane_dot(simd, x, self.head(i));
             }
         }
         for weights in weights.chunks_exact_mut(s.length.max(1)) {
@@ -73,8 +75,74 @@ impl<'a, R: Real> Inputs<'a, R> {
         for t in 0..length {
             let x = self.x(b, t, sum);
             for (i, y) in y.chunks_exact_mut(s.width).enumerate() {
-                let a = weights[i * s.length + t];
-                y.iter_mut().zip(x).for_each(|(y, &x)| *y += a * x);
+                lane_axpy(simd, weights[i * s.length + t], x, y);
+            }
+        }
+    }
+}
+
+/// Some sequences' forward.
+struct ForwardOf<'a, R> {
+    inputs: &'a Inputs<'a, R>,
+    /// The first of them.
+    first: usize,
+    y: &'a mut [R],
+    weights: &'a mut [R],
+    mode: Mode,
+}
+
+impl<R: Real> Kernel<R> for ForwardOf<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, simd: S) {
+        let s = self.inputs.s;
+        let mut sum = vec![R::ZERO; s.width];
+        let y = self.y.chunks_exact_mut(s.heads * s.width);
+        for (i, (y, weights)) in y.zip(self.weights.chunks_exact_mut(s.heads * s.length)).enumerate() {
+            self.inputs.forward(simd, self.first + i, y, weights, &mut sum, self.mode);
+        }
+    }
+}
+
+/// Some sequences' backward.
+struct BackwardOf<'a, R> {
+    inputs: &'a Inputs<'a, R>,
+    sequences: Range<usize>,
+    /// Of all sequences: dy and y (B,h·E), weights (B,h,T).
+    dy: &'a [R],
+    y: &'a [R],
+    weights: &'a [R],
+    /// Their sum of dH, a head after another.
+    d_h: &'a mut [R],
+    /// Their dx (·,T,E), or nothing.
+    dx: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for BackwardOf<'_, R> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<R>>(self, simd: S) {
+        let BackwardOf { inputs, sequences, dy, y, weights, d_h, dx } = self;
+        let s = inputs.s;
+        let (y_width, a_width, x_width) = (s.heads * s.width, s.heads * s.length, s.length * s.width);
+        let (mut sum, mut mean) = (vec![R::ZERO; s.width], vec![R::ZERO; s.heads]);
+        for (i, b) in sequences.enumerate() {
+            let (dy, y) = (&dy[b * y_width..][..y_width], &y[b * y_width..][..y_width]);
+            let weights = &weights[b * a_width..][..a_width];
+            let of_heads = dy.chunks_exact(s.width).zip(y.chunks_exact(s.width));
+            mean.iter_mut().zip(of_heads).for_each(|(mean, (g, y))| *mean = lane_dot(simd, g, y));
+            for t in 0..inputs.length(b) {
+                let x = inputs.x(b, t, &mut sum);
+                for (h, (d_h, g)) in d_h.chunks_exact_mut(s.width).zip(dy.chunks_exact(s.width)).enumerate() {
+                    let a = weights[h * s.length + t];
+                    let ds = a * (lane_dot(simd, g, x) - mean[h]);
+                    lane_axpy(simd, ds, x, d_h);
+                    if !dx.is_empty() {
+                        let dx = &mut dx[i * x_width + t * s.width..][..s.width];
+                        lane_axpy(simd, a, g, dx);
+                        lane_axpy(simd, ds, inputs.head(h), dx);
+                    }
+                }
             }
         }
     }
@@ -105,13 +173,7 @@ impl<R: Real> CpuOp<R> for HeadPooling {
         }
         let y = io.outputs[0].contiguous().par_chunks_mut(block * y_width);
         y.zip(io.outputs[1].contiguous().par_chunks_mut(block * a_width)).enumerate().for_each(|(i, (y, weights))| {
-            let mut sum = vec![R::ZERO; s.width];
-            wide::<R, _>(|| {
-                let of_sequences = y.chunks_exact_mut(y_width).zip(weights.chunks_exact_mut(a_width));
-                for (b, (y, weights)) in of_sequences.enumerate() {
-                    inputs.forward(i * block + b, y, weights, &mut sum, mode);
-                }
-            });
+            vectorise(ForwardOf { inputs: &inputs, first: i * block, y, weights, mode });
         });
     }
 
@@ -123,38 +185,14 @@ impl<R: Real> CpuOp<R> for HeadPooling {
         let d_heads = io.d_inputs[3].take();
         let d_positions = io.d_inputs.get_mut(4).and_then(Option::take);
         let with_x = d_table.is_some() || d_positions.is_some();
-        let (y_width, a_width, x_width) = (s.heads * s.width, s.heads * s.length, s.length * s.width);
+        let (y_width, x_width) = (s.heads * s.width, s.length * s.width);
         let block = sequences(x_width);
         // dx where the table is trained, and each block's dH, a head after another.
         let mut dx = vec![R::ZERO; if with_x { s.batch * x_width } else { 0 }];
         let mut d_h = vec![R::ZERO; s.batch.div_ceil(block) * y_width];
         let of_block = |i: usize, d_h: &mut [R], dx: &mut [R]| {
-            let (mut sum, mut ds) = (vec![R::ZERO; s.width], vec![R::ZERO; s.heads]);
-            wide::<R, _>(|| {
-                for b in i * block..((i + 1) * block).min(s.batch) {
-                    let (dy, y) = (&dy[b * y_width..][..y_width], &y[b * y_width..][..y_width]);
-                    let weights = &weights[b * a_width..][..a_width];
-                    let dx = if with_x { &mut dx[(b - i * block) * x_width..][..x_width] } else { &mut [][..] };
-                    for t in 0..inputs.length(b) {
-                        let x = inputs.x(b, t, &mut sum);
-                        for (h, ds) in ds.iter_mut().enumerate() {
-                            let part = h * s.width..(h + 1) * s.width;
-                            let g = &dy[part.clone()];
-                            // g·(x − y) in one: Σ a·da = g·y.
-                            *ds = weights[h * s.length + t] * (short_dot(g, x) - short_dot(g, &y[part.clone()]));
-                            d_h[part].iter_mut().zip(x).for_each(|(d, &x)| *d += *ds * x);
-                        }
-                        if with_x {
-                            let dx = &mut dx[t * s.width..][..s.width];
-                            for (h, &ds) in ds.iter().enumerate() {
-                                let (a, g) = (weights[h * s.length + t], &dy[h * s.width..][..s.width]);
-                                let of_head = g.iter().zip(inputs.head(h));
-                                dx.iter_mut().zip(of_head).for_each(|(d, (&g, &w))| *d += a * g + ds * w);
-                            }
-                        }
-                    }
-                }
-            });
+            let sequences = i * block..((i + 1) * block).min(s.batch);
+            vectorise(BackwardOf { inputs: &inputs, sequences, dy, y, weights, d_h, dx });
         };
         let blocks = d_h.par_chunks_mut(y_width).enumerate();
         if with_x && x_width > 0 {

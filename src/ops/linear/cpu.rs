@@ -103,7 +103,7 @@ fn gelu_erf<R: Real>(y: &mut [R], slope: &mut [R]) {
 }
 
 fn relu<R: Real>(y: &mut [R], slope: &mut [R]) {
-    wide::<R, _>(|| {
+    wide!(R, || {
         for (y, slope) in y.iter_mut().zip(slope) {
             // NaN stays: it is below nothing.
             *slope = if *y > R::ZERO { R::ONE } else { R::ZERO };
@@ -114,7 +114,7 @@ fn relu<R: Real>(y: &mut [R], slope: &mut [R]) {
 
 fn tanh<R: Real>(y: &mut [R], slope: &mut [R]) {
     R::tanh_in_place(y);
-    wide::<R, _>(|| slope.iter_mut().zip(&*y).for_each(|(slope, &y)| *slope = R::ONE - y * y));
+    wide!(R, || slope.iter_mut().zip(&*y).for_each(|(slope, &y)| *slope = R::ONE - y * y));
 }
 
 /// y ← g(y), slope ← g′(y) before.
@@ -197,7 +197,7 @@ impl<R: Real> CpuOp<R> for Linear {
                 product((mode, Threads::One), mnk, Matrix::new(x, s.inputs), w, false, y);
             }
             if self.bias {
-                wide::<R, _>(|| y.chunks_exact_mut(s.outputs).for_each(|y| add_to(y, bias, true)));
+                wide!(R, || y.chunks_exact_mut(s.outputs).for_each(|y| add_to(y, bias, true)));
             }
             if let (Some(activation), Some(slope)) = (self.activation, slope) {
                 activate(mode, activation, y, slope);
@@ -239,7 +239,7 @@ impl<R: Real> CpuOp<R> for Linear {
                 let dz: &[R] = match (dz, slope) {
                     (Some(dz), Some(slope)) => {
                         let terms = dy.iter().zip(&slope[outputs]);
-                        wide::<R, _>(|| dz.iter_mut().zip(terms).for_each(|(dz, (&dy, &slope))| *dz = dy * slope));
+                        wide!(R, || dz.iter_mut().zip(terms).for_each(|(dz, (&dy, &slope))| *dz = dy * slope));
                         dz
                     }
                     _ => dy,
@@ -254,7 +254,7 @@ impl<R: Real> CpuOp<R> for Linear {
                 }
                 let mut bias = vec![R::ZERO; if wants_bias { s.outputs } else { 0 }];
                 if wants_bias {
-                    wide::<R, _>(|| dz.chunks_exact(s.outputs).for_each(|dz| add_to(&mut bias, dz, true)));
+                    wide!(R, || dz.chunks_exact(s.outputs).for_each(|dz| add_to(&mut bias, dz, true)));
                 }
                 (weight, bias)
             })

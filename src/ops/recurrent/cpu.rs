@@ -124,9 +124,15 @@ impl<R: Real> CpuOp<R> for Recurrence {
             if self.bias
                 && let Some(to) = io.d_inputs[self.gates_at(d) + 2].map(Gradient::added)
             {
-                let sums = block_sums(rows, s.columns, s.columns, |range, sums| {
-                    range.for_each(|i| add_to(sums, &d_product[i * s.columns..][..s.columns], true));
-                });
+                let sums = block_sums(
+                    rows,
+                    s.columns,
+                    s.columns,
+                    #[inline(always)]
+                    |range, sums| {
+                        range.for_each(|i| add_to(sums, &d_product[i * s.columns..][..s.columns], true));
+                    },
+                );
                 add_to(to, &sums, true);
             }
         }
