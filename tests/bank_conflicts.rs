@@ -134,6 +134,30 @@ fn a_recurrence_reads_its_tile_without_any() {
 }
 
 #[test]
+fn a_recurrence_on_tensor_cores_has_none() {
+    // recurrent_mma.cu: `row_pitch` in bytes, and `SUMS` floats from one sequence's sums to the next's.
+    let sums = 16 + 4;
+    for width in (16..1024u32).step_by(16) {
+        let pitch = padded(2 * width);
+        let a: Addresses = std::array::from_fn(|lane| lane as u32 % 16 * pitch + lane as u32 / 16 * UNIT);
+        // ldmatrix.x2 reads by the first 16 lanes' addresses; the others repeat them.
+        let b: Addresses = std::array::from_fn(|lane| lane as u32 % 8 * pitch + lane as u32 / 8 % 2 * UNIT);
+        assert_eq!((conflicts(&a, 16), conflicts(&b, 16)), (0, 0), "{width} columns");
+    }
+    for i in 0..4 {
+        let written = std::array::from_fn(|lane| {
+            let (unit, row) = (lane as u32 / 4 + i / 2 * 8, lane as u32 % 4 * 2 + i % 2);
+            4 * (row * sums + unit)
+        });
+        assert_eq!(conflicts(&written, 4), 0, "the products' register {i}");
+    }
+    for warp in 0..4 {
+        let read = std::array::from_fn(|lane| 4 * ((warp + lane as u32 / 16 * 4) % 8 * sums + lane as u32 % 16));
+        assert_eq!(conflicts(&read, 4), 0, "warp {warp}");
+    }
+}
+
+#[test]
 fn rows_of_a_power_of_two_have_conflicts() {
     for row_bytes in [32, 64, 128, 256, 512, 1024] {
         for side_by_side in [false, true] {

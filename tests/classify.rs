@@ -290,6 +290,18 @@ fn learning_curves_and_sweeps() {
     let output = again(&["--dropout", "0.5"]).assert().code(2).get_output().clone();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("--dropout 0.5: the run to resume has the default"), "{error}");
+    // A setting that all share, and not each model has a use for.
+    std::fs::write(
+        folder.path().join("models.toml"),
+        "[base]\ndim = 7\n[[run]]\nname = \"bag\"\n[[run]]\nname = \"mean\"\nmodel = \"mean-logreg\"\n",
+    )
+    .unwrap();
+    let mut command = attn(folder.path());
+    command.args(["--sweep", "models.toml", "--out", "models"]);
+    data(&mut command);
+    command.assert().success();
+    let settings = |run: &str| read(&format!("models/{run}/training.json"));
+    assert!(!settings("bag").contains("\"dim\": 7") && settings("mean").contains("\"dim\": 7"));
     let output = again(&["--overwrite"]).assert().success().get_output().clone();
     assert_eq!(String::from_utf8(output.stderr).unwrap().matches("epoch 3:").count(), 3);
 }

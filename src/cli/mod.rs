@@ -113,6 +113,13 @@ pub fn print(text: impl std::fmt::Display) -> Result<()> {
     }
 }
 
+/// A flag that means nothing to what was chosen: `of` is the flag that chose and its value, `has` the values that have a use
+/// for it.
+pub fn of_no_use(flag: &str, value: impl std::fmt::Display, (of, chosen): (&str, &str), has: &[&str]) -> Error {
+    let remedy = format!("leave it out, or give --{of} {}", has.join(" or "));
+    Error::argument(format!("--{flag} {value}"), format!("means nothing to --{of} {chosen}"), remedy)
+}
+
 /// [`print()`] with an end of line.
 ///
 /// # Errors

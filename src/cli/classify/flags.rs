@@ -3,6 +3,7 @@
 //! All are optional. A recipe lies under the flags, a resumed run's settings likewise; what neither says has the default
 //! that is documented at the flag.
 
+use crate::cli::of_no_use;
 use crate::data::labelled::{Columns, Header, Separator};
 use crate::data::words::{SpecialTokens, Splitter};
 use crate::data::{Column, DataOrder};
@@ -214,6 +215,32 @@ pub fn said(flags: &Flags) -> Map<String, Value> {
     all.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
+/// Flags that only some models have a use for, and which.
+fn of_models() -> Vec<(&'static str, &'static [ModelName])> {
+    use ModelName::*;
+    let all_but_bow: &[ModelName] = &[MeanLogreg, MeanFfnn, SelfAttention, HeadAttention, Gru, Rnn, Transformer];
+    vec![
+        ("vectors", all_but_bow),
+        ("first-vectors", all_but_bow),
+        ("embedding-key", all_but_bow),
+        ("word-index", all_but_bow),
+        ("dim", all_but_bow),
+        ("freeze-embeddings", all_but_bow),
+        ("counts", &[BowLogreg]),
+        ("hidden", all_but_bow),
+        ("heads", &[HeadAttention, Transformer]),
+        ("freeze-heads", &[HeadAttention, SelfAttention]),
+        ("key-width", &[SelfAttention]),
+        ("pool", &[SelfAttention]),
+        ("padding", &[SelfAttention, HeadAttention]),
+        ("positions", &[HeadAttention, SelfAttention, Transformer]),
+        ("layers", &[Gru, Rnn, Transformer]),
+        ("units", &[Gru, Rnn]),
+        ("bidirectional", &[Gru, Rnn]),
+        ("attention", &[Transformer]),
+    ]
+}
+
 /// What a resumed run may have otherwise than before.
 const MAY_CHANGE: [&str; 5] = ["epochs", "patience", "train", "dev", "test"];
 
@@ -317,33 +344,21 @@ impl Flags {
         })
     }
 
+    /// Without what means nothing to a model: settings that several models share.
+    pub fn of_model(&self, model: ModelName) -> Flags {
+        let mut said = said(self);
+        for (flag, _) in of_models().into_iter().filter(|(_, models)| !models.contains(&model)) {
+            said.remove(flag);
+        }
+        serde_json::from_value(Value::Object(said)).expect("flags that were flags before")
+    }
+
     fn check_model(&self, model: ModelName) -> Result<()> {
-        use ModelName::*;
         let said = said(self);
-        let all_but_bow: &[ModelName] = &[MeanLogreg, MeanFfnn, SelfAttention, HeadAttention, Gru, Rnn, Transformer];
-        let of_models: [(&str, &[ModelName]); 15] = [
-            ("vectors", all_but_bow),
-            ("dim", all_but_bow),
-            ("freeze-embeddings", all_but_bow),
-            ("counts", &[BowLogreg]),
-            ("hidden", all_but_bow),
-            ("heads", &[HeadAttention, Transformer]),
-            ("freeze-heads", &[HeadAttention, SelfAttention]),
-            ("key-width", &[SelfAttention]),
-            ("pool", &[SelfAttention]),
-            ("padding", &[SelfAttention, HeadAttention]),
-            ("positions", &[HeadAttention, SelfAttention, Transformer]),
-            ("layers", &[Gru, Rnn, Transformer]),
-            ("units", &[Gru, Rnn]),
-            ("bidirectional", &[Gru, Rnn]),
-            ("attention", &[Transformer]),
-        ];
-        for (flag, models) in of_models {
+        for (flag, models) in of_models() {
             if let Some(value) = said.get(flag).filter(|_| !models.contains(&model)) {
                 let names: Vec<&str> = models.iter().map(|m| m.name()).collect();
-                let remedy = format!("leave it out, or give --model {}", names.join(" or "));
-                let problem = format!("means nothing to --model {}", model.name());
-                return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
+                return Err(of_no_use(flag, value, ("model", model.name()), &names));
             }
         }
         Ok(())
@@ -390,9 +405,7 @@ impl Flags {
             let Some(value) = given else { continue };
             if !has.contains(&name) {
                 let names: Vec<&str> = has.iter().map(|o| o.name()).collect();
-                let remedy = format!("leave it out, or give --optimizer {}", names.join(" or "));
-                let problem = format!("means nothing to --optimizer {}", name.name());
-                return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
+                return Err(of_no_use(flag, value, ("optimizer", name.name()), &names));
             }
             if !fits {
                 let remedy =
@@ -437,9 +450,7 @@ impl Flags {
         for (flag, has) in of {
             if let Some(value) = said.get(flag).filter(|_| !has.contains(&name)) {
                 let names: Vec<&str> = has.iter().map(|s| s.name()).collect();
-                let remedy = format!("leave it out, or give --schedule {}", names.join(" or "));
-                let problem = format!("means nothing to --schedule {}", name.name());
-                return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
+                return Err(of_no_use(flag, value, ("schedule", name.name()), &names));
             }
         }
         let wrong = |flag: &str, problem: &str, remedy: &str| Err(Error::argument(flag, problem, remedy));

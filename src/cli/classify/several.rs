@@ -72,10 +72,14 @@ pub fn learning_curve(flags: &Flags, out: &Path, overwrite: bool, device: &Devic
 pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &DeviceArgs) -> Result<Status> {
     let described: File = toml_file(file)?;
     let wrong = |problem: String| Error::file(file, problem, "give flags by their long names, as in `lr = 1e-3`");
+    let parse = |what: String, table: Table| -> Result<Flags> {
+        table.try_into().map_err(|e: toml::de::Error| wrong(format!("{what}: {}", e.message())))
+    };
+    let shared = parse("[base]".into(), described.base)?.over(flags);
     let parsed = |name: &str, table: Table| -> Result<Flags> {
-        let own: Flags =
-            table.try_into().map_err(|e: toml::de::Error| wrong(format!("run `{name}`: {}", e.message())))?;
-        Ok(own.over(flags))
+        let own = parse(format!("run `{name}`"), table)?;
+        let model = own.model.map_or_else(|| shared.required_model(), Ok)?;
+        Ok(own.over(&shared.of_model(model)))
     };
     let mut combinations: Vec<Vec<(String, Value)>> = vec![Vec::new()];
     for (flag, values) in &described.grid {
@@ -87,22 +91,19 @@ pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &D
     let mut runs = Vec::new();
     if !described.grid.is_empty() || described.run.is_empty() {
         for combination in combinations {
-            let mut table = described.base.clone();
             let shown = |v: &Value| v.as_str().map_or_else(|| v.to_string(), String::from);
             let named: Vec<String> =
                 combination.iter().map(|(flag, value)| format!("{flag}={}", shown(value))).collect();
-            table.extend(combination);
             let name = if named.is_empty() { "base".into() } else { named.join(",") };
-            runs.push(Run { flags: parsed(&name, table)?, name });
+            let flags = parsed(&name, combination.into_iter().collect())?;
+            runs.push(Run { name, flags });
         }
     }
     for mut own in described.run {
         let Some(name) = own.remove("name").and_then(|n| n.as_str().map(String::from)) else {
             return Err(wrong("a [[run]] has no `name`".into()));
         };
-        let mut table = described.base.clone();
-        table.extend(own);
-        runs.push(Run { flags: parsed(&name, table)?, name });
+        runs.push(Run { flags: parsed(&name, own)?, name });
     }
     let fits = |c: char| c.is_alphanumeric() || "._-+=,".contains(c);
     for (i, run) in runs.iter().enumerate() {
@@ -113,7 +114,6 @@ pub fn sweep(file: &Path, flags: &Flags, out: &Path, overwrite: bool, device: &D
         if runs[..i].iter().any(|other| other.name == *name) {
             return Err(wrong(format!("two runs are called `{name}`")));
         }
-        run.flags.required_model()?;
         run.flags.optimizer()?;
     }
     let done = all(&runs, out, overwrite, device)?;

@@ -1,6 +1,7 @@
 //! How it learns: steps, optimiser, storage, and when to look and to save.
 
 use super::Check;
+use crate::cli::of_no_use;
 use crate::error::{Error, Result};
 use crate::optimizer::{OptimizerName, OptimizerSettings};
 use crate::precision::Precision;
@@ -218,9 +219,7 @@ impl TrainingArgs {
         for (flag, given, has) in of_optimizers {
             if let Some(value) = given.filter(|_| !has.contains(&optimizer)) {
                 let names: Vec<&str> = has.iter().map(|o| o.name()).collect();
-                let remedy = format!("leave it out, or give --optimizer {}", names.join(" or "));
-                let problem = format!("means nothing to --optimizer {}", optimizer.name());
-                return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
+                return Err(of_no_use(flag, value, ("optimizer", optimizer.name()), &names));
             }
         }
         let schedule = settings.schedule.name;
@@ -235,9 +234,7 @@ impl TrainingArgs {
         for (flag, given, has) in of_schedules {
             if let Some(value) = given.filter(|_| !has.contains(&schedule)) {
                 let names: Vec<&str> = has.iter().map(|s| s.name()).collect();
-                let remedy = format!("leave it out, or give --schedule {}", names.join(" or "));
-                let problem = format!("means nothing to --schedule {}", schedule.name());
-                return Err(Error::argument(format!("--{flag} {value}"), problem, remedy));
+                return Err(of_no_use(flag, value, ("schedule", schedule.name()), &names));
             }
         }
         if schedule == Step && settings.schedule.step_size == 0 {
