@@ -215,7 +215,8 @@ def fixtures(_):
 
 
 def read(path, columns):
-    rows = [line.split("\t") for line in Path(path).read_text().splitlines() if line]
+    # `splitlines` would also break at characters that stand inside some reviews.
+    rows = [line.split("\t") for line in Path(path).read_text().split("\n") if line]
     return [(row[columns[0]].lower(), row[columns[1]]) for row in rows]
 
 
@@ -229,7 +230,7 @@ class Data:
         self.paths = {part: Path(args.data) / name / f"{part}.tsv" for part in ("train", "dev")}
         self.flags += ["--tokenizer", "whitespace" if name == "sst2" else "regexp"]
         split = str.split if name == "sst2" else re.compile(r"\w+").findall
-        lines = Path(args.vectors).read_text().splitlines()
+        lines = Path(args.vectors).read_text().rstrip("\n").split("\n")
         words = [line.split(" ")[0] for line in lines]
         vectors = [[float(x) for x in line.split(" ")[1:]] for line in lines]
         self.table = torch.tensor([[0.0] * len(vectors[0])] * 2 + vectors)

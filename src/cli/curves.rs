@@ -32,9 +32,15 @@ pub fn of_run(rows: &[Value], title: &str) -> Chart {
     chart(title, "loss (nats a token) over steps", curves)
 }
 
-/// Curves over steps.
+/// Curves over steps; on a logarithmic axis where some end long before others.
 pub fn chart(title: &str, subtitle: &str, curves: Vec<Curve>) -> Chart {
-    let (x, y) = (Axis::linear("step", Ticks::Round), Axis::linear("", Ticks::Round));
+    let ends = || curves.iter().filter_map(|curve| Some(curve.points.last()?.0));
+    let (shortest, longest) = (ends().fold(f64::MAX, f64::min), ends().fold(0.0, f64::max));
+    let x = match longest >= 4.0 * shortest {
+        true => Axis::logarithmic("step", Ticks::PowersOfTwo),
+        false => Axis::linear("step", Ticks::Round),
+    };
+    let y = Axis::linear("", Ticks::Round);
     Chart { title: title.into(), subtitle: subtitle.into(), x, y, curves, marks: Vec::new() }
 }
 
