@@ -215,6 +215,11 @@ pub fn said(flags: &Flags) -> Map<String, Value> {
     all.into_iter().filter(|(_, value)| !value.is_null()).collect()
 }
 
+/// A flag's value as one gives it.
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}
+
 /// Flags that only some models have a use for, and which.
 fn of_models() -> Vec<(&'static str, &'static [ModelName])> {
     use ModelName::*;
@@ -261,7 +266,8 @@ impl Flags {
         for (name, value) in said(self) {
             let old = before.get(&name);
             if old != Some(&value) && !MAY_CHANGE.contains(&name.as_str()) {
-                let problem = format!("the run to resume has {}", old.map_or("the default".into(), Value::to_string));
+                let problem = format!("the run to resume has {}", old.map_or("the default".into(), shown));
+                let value = shown(&value);
                 return Err(Error::argument(format!("--{name} {value}"), problem, "leave the flag out, or start anew"));
             }
         }
@@ -358,7 +364,7 @@ impl Flags {
         for (flag, models) in of_models() {
             if let Some(value) = said.get(flag).filter(|_| !models.contains(&model)) {
                 let names: Vec<&str> = models.iter().map(|m| m.name()).collect();
-                return Err(of_no_use(flag, value, ("model", model.name()), &names));
+                return Err(of_no_use(flag, shown(value), ("model", model.name()), &names));
             }
         }
         Ok(())
@@ -450,7 +456,7 @@ impl Flags {
         for (flag, has) in of {
             if let Some(value) = said.get(flag).filter(|_| !has.contains(&name)) {
                 let names: Vec<&str> = has.iter().map(|s| s.name()).collect();
-                return Err(of_no_use(flag, value, ("schedule", name.name()), &names));
+                return Err(of_no_use(flag, shown(value), ("schedule", name.name()), &names));
             }
         }
         let wrong = |flag: &str, problem: &str, remedy: &str| Err(Error::argument(flag, problem, remedy));

@@ -61,7 +61,7 @@ pub enum Pool {
     /// Each token's features: a vector as long as the longest text, whose entries are places and mean the same in no two
     /// texts. A mistake, here for comparison. Of a token only one number is left, x·W_v's mean: x along one direction. It
     /// was published near chance, and is so with W_q, W_k and W_v as they were drawn; trained, W_v learns the direction
-    /// that tells most, and it is behind by one to three points only.
+    /// that tells most, and it is behind by three points at most (docs/classifiers.md).
     Features,
 }
 
