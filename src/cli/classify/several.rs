@@ -133,8 +133,10 @@ fn all(runs: &[Run], out: &Path, overwrite: bool, device: &DeviceArgs) -> Result
     }
     directory::create(out)?;
     let mut done: Vec<(String, Done)> = Vec::new();
-    // Its file marks the directory as one to go on with.
-    write(&done, out)?;
+    // This file marks the directory as one to go on with.
+    if overwrite || !out.join(FIGURES).exists() {
+        write(&done, out)?;
+    }
     for (i, Run { name, flags }) in runs.iter().enumerate() {
         eprintln!("run {} of {}: {name}", i + 1, runs.len());
         let own = out.join(name);
