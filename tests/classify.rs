@@ -114,6 +114,27 @@ fn padding_has_no_gradient() {
     }
 }
 
+/// Zeroed padding is the padding's row, seen as any other word's, up to the batch's longest text.
+#[test]
+fn zeroed_padding_is_words() {
+    for (model, pool) in [(ModelName::HeadAttention, Pool::Tokens), (ModelName::SelfAttention, Pool::Features)] {
+        let masked = ClassifierConfig { pool, max_length: 20, ..config(model) };
+        let zeroed = ClassifierConfig { padding: Padding::Zeroed, pad_row: 4, ..masked.clone() };
+        let said = |config: &ClassifierConfig, rows: &[&[i32]]| {
+            let mut plans = plans(config, 2, 20);
+            let rows: Vec<(&[i32], Option<u32>)> = rows.iter().map(|row| (*row, None)).collect();
+            plans.write(&rows, (0, 0)).unwrap().forward().unwrap();
+            plans.probabilities().unwrap()[..2].to_vec()
+        };
+        let (short, long) = ([5, 6, 7], [8, 9, 8, 9, 10]);
+        let places = if pool == Pool::Features { 20 } else { long.len() };
+        let mut padded = short.to_vec();
+        padded.resize(places, 4);
+        assert_eq!(said(&zeroed, &[&short, &long]), said(&masked, &[&padded, &long]), "{model:?}");
+        assert_ne!(said(&zeroed, &[&short, &long]), said(&masked, &[&short, &long]), "{model:?}");
+    }
+}
+
 /// Plans that share parameters see each other's changes.
 #[test]
 fn plans_of_all_lengths_have_the_same_parameters() {
@@ -302,6 +323,11 @@ fn learning_curves_and_sweeps() {
     command.assert().success();
     let settings = |run: &str| read(&format!("models/{run}/training.json"));
     assert!(!settings("bag").contains("\"dim\": 7") && settings("mean").contains("\"dim\": 7"));
+    // One that has more to do goes on from its checkpoint.
+    let longer = read("sweep.toml").replace("[base]", "[base]\nepochs = 4");
+    std::fs::write(folder.path().join("sweep.toml"), longer).unwrap();
+    let told = String::from_utf8(again(&[]).assert().success().get_output().stderr.clone()).unwrap();
+    assert_eq!((told.matches("epoch 3:").count(), told.matches("epoch 4:").count()), (0, 3), "{told}");
     let output = again(&["--overwrite"]).assert().success().get_output().clone();
     assert_eq!(String::from_utf8(output.stderr).unwrap().matches("epoch 3:").count(), 3);
 }

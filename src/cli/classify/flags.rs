@@ -6,7 +6,7 @@
 use crate::cli::of_no_use;
 use crate::data::labelled::{Columns, Header, Separator};
 use crate::data::words::{SpecialTokens, Splitter};
-use crate::data::{Column, DataOrder};
+use crate::data::{Column, DataOrder, WordIndex};
 use crate::error::{Error, Result};
 use crate::model::classifier::{ClassifierConfig, ModelName, Padding, Pool};
 use crate::optimizer::{OptimizerName, OptimizerSettings};
@@ -221,10 +221,10 @@ fn shown(value: &Value) -> String {
 }
 
 /// Flags that only some models have a use for, and which.
-fn of_models() -> Vec<(&'static str, &'static [ModelName])> {
+const OF_MODELS: [(&str, &[ModelName]); 18] = {
     use ModelName::*;
     let all_but_bow: &[ModelName] = &[MeanLogreg, MeanFfnn, SelfAttention, HeadAttention, Gru, Rnn, Transformer];
-    vec![
+    [
         ("vectors", all_but_bow),
         ("first-vectors", all_but_bow),
         ("embedding-key", all_but_bow),
@@ -244,7 +244,7 @@ fn of_models() -> Vec<(&'static str, &'static [ModelName])> {
         ("bidirectional", &[Gru, Rnn]),
         ("attention", &[Transformer]),
     ]
-}
+};
 
 /// What a resumed run may have otherwise than before.
 const MAY_CHANGE: [&str; 5] = ["epochs", "patience", "train", "dev", "test"];
@@ -302,18 +302,18 @@ impl Flags {
         SpecialTokens { pad: token(&self.pad_token, "<PAD>"), unk: token(&self.unk_token, "<UNK>") }
     }
 
-    /// The model, for these labels and this table of vectors.
+    /// The model, for these labels and the words of this table of vectors.
     ///
     /// # Errors
     /// If a flag is missing, out of range, or means nothing to the model.
-    pub fn config(&self, labels: Vec<String>, vocabulary: usize, width: usize) -> Result<ClassifierConfig> {
+    pub fn config(&self, labels: Vec<String>, index: &WordIndex, width: usize) -> Result<ClassifierConfig> {
         let model = self.required_model()?;
         self.check_model(model)?;
         let hidden = if model == ModelName::MeanFfnn { vec![20] } else { Vec::new() };
         let config = ClassifierConfig {
             model,
             labels,
-            vocabulary,
+            vocabulary: index.len(),
             width: if model == ModelName::BowLogreg { 0 } else { width },
             freeze_embeddings: self.freeze_embeddings.unwrap_or(false),
             hidden: self.hidden.clone().unwrap_or(hidden),
@@ -322,7 +322,7 @@ impl Flags {
             key_width: self.key_width.unwrap_or(64),
             pool: self.pool.unwrap_or_default(),
             padding: self.padding.unwrap_or_default(),
-            pad_row: 0,
+            pad_row: index.pad().unwrap_or(0),
             positions: self.positions.unwrap_or(false),
             max_length: self.max_length.unwrap_or(0),
             layers: self.layers.unwrap_or(1),
@@ -353,7 +353,7 @@ impl Flags {
     /// Without what means nothing to a model: settings that several models share.
     pub fn of_model(&self, model: ModelName) -> Flags {
         let mut said = said(self);
-        for (flag, _) in of_models().into_iter().filter(|(_, models)| !models.contains(&model)) {
+        for (flag, _) in OF_MODELS.into_iter().filter(|(_, models)| !models.contains(&model)) {
             said.remove(flag);
         }
         serde_json::from_value(Value::Object(said)).expect("flags that were flags before")
@@ -361,7 +361,7 @@ impl Flags {
 
     fn check_model(&self, model: ModelName) -> Result<()> {
         let said = said(self);
-        for (flag, models) in of_models() {
+        for (flag, models) in OF_MODELS {
             if let Some(value) = said.get(flag).filter(|_| !models.contains(&model)) {
                 let names: Vec<&str> = models.iter().map(|m| m.name()).collect();
                 return Err(of_no_use(flag, shown(value), ("model", model.name()), &names));

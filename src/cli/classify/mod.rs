@@ -36,9 +36,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE.toml", conflicts_with = "resume")]
     recipe: Option<PathBuf>,
     /// Train every run that this file describes, each in a folder of --out: [base] holds settings of all runs by the flags'
-    /// long names, [grid] lists whose every combination is a run, [[run]] named runs. Flags beside it count less; what they and [base] say
-    /// that means nothing to a run's model is left out. The test table is read once, by the best run. Given the same command
-    /// again, it goes on
+    /// long names, [grid] lists whose every combination is a run, [[run]] named runs. Flags beside it count less; what they
+    /// and [base] say that means nothing to a run's model is left out. The test table is read once, by the best run. Given
+    /// the same command again, it goes on
     #[arg(long, value_name = "FILE.toml", conflicts_with = "resume")]
     sweep: Option<PathBuf>,
     /// Directory for the log and the checkpoints

@@ -158,8 +158,7 @@ pub fn prepare(flags: &Flags, stored: Option<(ClassifierConfig, WordIndex)>) -> 
                     (index, flags.dim.unwrap_or(100))
                 }
             };
-            let config = flags.config(train.labels.clone(), index.len(), width)?;
-            (ClassifierConfig { pad_row: index.pad().unwrap_or(0), ..config }, index)
+            (flags.config(train.labels.clone(), &index, width)?, index)
         }
     };
     let mut encoder = Encoder::new(&config, index);

@@ -182,6 +182,16 @@ impl ClassifierConfig {
         self.positions || self.pools_features()
     }
 
+    /// How many places of a row the model sees: a text's own, or with padding that is seen those of its batch's longest text,
+    /// or of the whole plan where the last layer has a weight for each.
+    pub(super) fn seen(&self, own: usize, longest: usize, planned: usize) -> usize {
+        match self.padding {
+            Padding::Masked => own,
+            Padding::Zeroed if self.pools_features() => planned,
+            Padding::Zeroed => longest,
+        }
+    }
+
     /// Whether the last layer has a weight for each place of a text.
     pub fn pools_features(&self) -> bool {
         self.model == ModelName::SelfAttention && self.pool == Pool::Features

@@ -49,9 +49,10 @@ pub fn contributions(from: &Path, text: &str, class: usize, device: Arc<dyn Devi
     let plan = Plan::new(graph, device, &options)?;
     load(&plan, from, from)?;
     let mut tokens = encoded.rows.clone();
-    tokens.resize(length, 0);
+    tokens.resize(length, config.pad_row as i32);
     plan.write_indices(recorded.tokens, &tokens)?;
-    plan.write_indices(recorded.lengths, &[encoded.rows.len() as i32])?;
+    let own = encoded.rows.len();
+    plan.write_indices(recorded.lengths, &[config.seen(own, own, length) as i32])?;
     plan.write_indices(recorded.targets, &[0])?;
     plan.forward()?;
     let seed: Vec<f64> = match config.is_binary() {

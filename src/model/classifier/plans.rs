@@ -4,7 +4,7 @@
 //! as fast as any. For the others, products go over the padding too; they have a plan for each of a few lengths, and a batch
 //! takes the shortest that holds it. The longest is planned first: the others compute in its memory.
 
-use super::config::{ClassifierConfig, Padding};
+use super::config::ClassifierConfig;
 use super::record::{EMBEDDING, Initial, Recorded};
 use crate::data::IGNORE;
 use crate::device::Device;
@@ -139,17 +139,11 @@ impl Plans {
         self.tokens.resize(self.batch * length, 0);
         self.lengths.fill(0);
         self.targets.fill(IGNORE);
-        // With padding that is seen, every row is as long as the longest; over features, as long as any can be.
-        let padded = if self.config.pools_features() { length } else { longest };
         for (i, (row, class)) in rows.iter().enumerate() {
             let (own, behind) = self.tokens[i * length..][..length].split_at_mut(row.len());
             own.copy_from_slice(row);
-            let seen = self.config.padding == Padding::Zeroed;
-            // Masked, it does not matter what an earlier batch has left there.
-            if seen {
-                behind.fill(self.config.pad_row as i32);
-            }
-            self.lengths[i] = if seen { padded } else { row.len() } as i32;
+            behind.fill(self.config.pad_row as i32);
+            self.lengths[i] = self.config.seen(row.len(), longest, length) as i32;
             self.targets[i] = class.map_or(IGNORE, |c| c as i32);
         }
         self.latest = length;
